@@ -1,0 +1,237 @@
+"""The seam between sriovd and a host: what a host can tell and do. core knows nothing else of it.
+
+Rule: reading methods never block and never take a kernel lock that a driver may hold; whatever can block
+is a Step and runs away from the daemon's thread. Both hosts give the same answers, which the conformance
+suite compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from sriovd.backend.steps import ChainResult, Script
+from sriovd.pci import PciAddress
+
+
+class HostReadError(Exception):
+    """The host's description of a function makes no sense; the message names the file and its contents."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhysicalFacts:
+    """What only a PF has: its SR-IOV capability as the kernel shows it."""
+
+    total_vfs: int  # what the PF driver allows, at most TotalVFs of the capability
+    vf_offset: int  # First VF Offset
+    vf_stride: int
+    vf_device_id: int
+    drivers_autoprobe: bool  # whether new VFs are offered to drivers
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualFacts:
+    """What only a VF has."""
+
+    parent: PciAddress  # its PF
+    index: int  # 0-based
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFacts:
+    """One PF or VF as the kernel shows it without taking a lock; either `physical` or `virtual` is set."""
+
+    address: PciAddress
+    identity: int  # differs between a function and its successor at the same address
+    vendor_id: int
+    device_id: int
+    subsystem_vendor_id: int
+    subsystem_device_id: int
+    class_code: int  # 24 bits: base class, subclass, programming interface
+    revision: int
+    driver: str  # empty: none
+    iommu_group: int | None
+    numa_node: int  # -1: unknown
+    net_interfaces: tuple[str, ...]  # as seen from this network namespace
+    reset_methods: tuple[str, ...]  # empty: resets are impossible or disabled
+    path: str  # the device's directory, absolute
+    physical: PhysicalFacts | None = None
+    virtual: VirtualFacts | None = None
+
+
+class DriverState(StrEnum):
+    """What the host knows of a PCI driver by its name."""
+
+    LOADED = "loaded"
+    NOT_LOADED = "not-loaded"  # a kernel module of that name exists and is not loaded
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds a device open."""
+
+    pid: int
+    name: str  # comm
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+
+class UeventAction(StrEnum):
+    """What a uevent says has happened. The kernel's words (lib/kobject_uevent.c)."""
+
+    ADD = "add"
+    REMOVE = "remove"
+    CHANGE = "change"
+    MOVE = "move"
+    ONLINE = "online"
+    OFFLINE = "offline"
+    BIND = "bind"
+    UNBIND = "unbind"
+
+
+@dataclass(frozen=True, slots=True)
+class Uevent:
+    """A PCI function's uevent: a reason to look, never a state."""
+
+    action: UeventAction
+    address: PciAddress
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EventsLost:
+    """The host dropped events; `reason` says why. Everything must be looked at again."""
+
+    reason: str
+
+
+KernelEvent = Uevent | EventsLost
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a write is believed to hang: shown to people as it is."""
+
+    pid: int  # of the helper; 0 on the simulated host
+    step: str  # the step it is in
+    wchan: str  # the kernel function it sleeps in; empty if unknown
+    running_usec: int
+
+    def __str__(self) -> str:
+        where = f" in {self.wchan}" if self.wchan else ""
+        who = f" (helper pid {self.pid})" if self.pid else ""
+        seconds = self.running_usec / 1e6
+        return f"{self.step} has not returned from the kernel{where} for {seconds:.0f} s{who}"
+
+
+class Run(Protocol):
+    """A script under way."""
+
+    @property
+    def finished(self) -> asyncio.Future[Sequence[ChainResult]]:
+        """Resolves when the last access has returned, however late. Raises ConnectionError when its helper
+        died."""
+
+    def abandon(self) -> Evidence:
+        """Stop waiting and free the helper's place. `finished` still resolves if the kernel comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A write that a former daemon process left hanging on `adapter` (a PCI slot's text)."""
+
+    adapter: str
+    title: str
+    evidence: Evidence
+    finished: asyncio.Future[None]
+
+
+class Backend(Protocol):
+    """A host. A method that finds no such function says so as documented and never guesses."""
+
+    @property
+    def simulator(self) -> SimulatorControl | None:
+        """The knobs of a simulated host; None on a real one."""
+
+    def describe(self) -> str:
+        """The host in a few words, for logs and the Manager object: kernel release, or "simulated"."""
+
+    async def start(self) -> None:
+        """Begin to listen for events; must come before the first listing, so that nothing falls between."""
+
+    async def stop(self) -> None:
+        """Let go of everything; hanging helpers are left behind."""
+
+    def events(self) -> AsyncIterator[KernelEvent]:
+        """Every event since start(), in the host's order. One consumer."""
+
+    def list_functions(self) -> Sequence[PciAddress]:
+        """Every PF (a function with an SR-IOV capability) and VF, PFs first, by address."""
+
+    def list_virtual_functions(self, pf: PciAddress) -> Mapping[int, PciAddress]:
+        """The VFs of `pf` by index, from its virtfn links; empty when there is no such PF."""
+
+    def read_function(self, address: PciAddress) -> FunctionFacts | None:
+        """The function at `address`, or None when nothing is there or it is neither PF nor VF (yet: a VF's
+        links appear after its first uevent). Raises HostReadError for contents that make no sense."""
+
+    def driver_state(self, driver: str) -> DriverState:
+        """Whether the PCI driver of that name is loaded, could be, or is not known."""
+
+    async def find_holders(self, addresses: Sequence[PciAddress]) -> Mapping[PciAddress, Sequence[Holder]]:
+        """The processes that hold the VFIO group (or device) of each address open; absent: nobody."""
+
+    def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> Run:
+        """Execute `script` on `adapter` (a PCI slot's text); `on_result` is called after every chain."""
+
+    async def find_leftovers(self) -> Sequence[Leftover]:
+        """Writes that a former daemon process left hanging."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A misbehaviour of the simulated host: what happens when `verb` reaches `address` (None: any).
+
+    `errno`: the access fails with it instead of being done. `delay_usec`: it takes that long first.
+    `hang`: it never returns until the fault is cleared. `times`: how often before it wears off, 0 for ever.
+    """
+
+    verb: str
+    address: PciAddress | None = None
+    errno: int = 0
+    delay_usec: int = 0
+    hang: bool = False
+    times: int = 0
+
+
+class SimulatorControl(Protocol):
+    """What a simulated host offers beyond a real one: hardware and misfortune on demand."""
+
+    def profiles(self) -> Sequence[str]:
+        """The adapters that can be plugged in."""
+
+    def plug(self, profile: str, address: PciAddress) -> None:
+        """Hot-add an adapter with one PF at `address`. Raises ValueError naming what is wrong."""
+
+    def unplug(self, address: PciAddress) -> None:
+        """Surprise-remove the PF at `address` with its VFs. Raises ValueError."""
+
+    def inject_fault(self, fault: Fault) -> None:
+        """Arm a fault. Raises ValueError for an unknown verb."""
+
+    def clear_faults(self) -> None:
+        """Disarm all faults; what hangs returns."""
+
+    def open_device(self, address: PciAddress, holder: Holder) -> None:
+        """Let a process hold the VFIO group of `address` open. Raises ValueError unless on vfio-pci."""
+
+    def close_device(self, address: PciAddress) -> None:
+        """Let it close again."""
+
+    def lose_events(self, count: int) -> None:
+        """Drop the next `count` events, as an overrun socket does; EventsLost follows."""

@@ -1,0 +1,238 @@
+"""Reads PFs and VFs from a tree that looks like /sys: the real one, or a simulated one. Every path derives
+from one root.
+
+Rule: only files whose show functions take no lock that a driver may hold are read here. That rules out
+`sriov_numvfs` and `driver_override` (device lock), `config` (waits for a reset to end) and `uevent` (takes the
+device lock on some 6.x kernels). What never changes while a device exists is read once per identity.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, VirtualFacts
+from sriovd.pci import AddressError, PciAddress, vf_index
+
+_GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+_MAX_ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
+
+
+@dataclass(frozen=True, slots=True)
+class _Static:
+    """What is fixed for the life of a device object."""
+
+    identity: int
+    path: str
+    vendor_id: int
+    device_id: int
+    subsystem_vendor_id: int
+    subsystem_device_id: int
+    class_code: int
+    revision: int
+    numa_node: int
+
+
+class SysfsReader:
+    """The PCI functions below `root` (normally /sys)."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self._devices = os.path.join(self.root, "bus/pci/devices")
+        self._static: dict[PciAddress, _Static] = {}
+
+    def list_functions(self) -> list[PciAddress]:
+        """Every PF and VF, PFs first. Raises HostReadError when the bus cannot be listed."""
+        physical, virtual = [], []
+        for address in self._list_devices():
+            directory = self._directory(address)
+            if os.path.lexists(f"{directory}/sriov_totalvfs"):
+                physical.append(address)
+            elif os.path.lexists(f"{directory}/physfn"):
+                virtual.append(address)
+        return sorted(physical) + sorted(virtual)
+
+    def list_virtual_functions(self, pf: PciAddress) -> dict[int, PciAddress]:
+        """The VFs of `pf` by index, from its virtfn links."""
+        directory = self._directory(pf)
+        try:
+            names = os.listdir(directory)
+        except OSError as error:
+            if error.errno in _GONE:
+                return {}
+            raise HostReadError(f"{directory}: {error.strerror}") from error
+        links = (name for name in names if name.startswith("virtfn") and name[6:].isdecimal())
+        found = {int(name[6:]): self._link_address(f"{directory}/{name}") for name in links}
+        return {index: address for index, address in sorted(found.items()) if address is not None}
+
+    def read_function(self, address: PciAddress) -> FunctionFacts | None:
+        """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
+        directory = self._directory(address)
+        try:
+            physical = self._read_physical(directory)
+            virtual = None if physical else self._read_virtual(address, directory)
+            if physical is None and virtual is None:
+                return None
+            return self._read_facts(address, directory, physical, virtual)
+        except OSError as error:
+            if error.errno in _GONE:  # removed while it was read
+                self._static.pop(address, None)
+                return None
+            raise HostReadError(f"{error.filename or directory}: {error.strerror}") from error
+
+    def read_iommu_group_members(self, group: int) -> list[str]:
+        """The names of all devices in IOMMU group `group`, PCI or not; empty when there is no such group."""
+        try:
+            return sorted(os.listdir(f"{self.root}/kernel/iommu_groups/{group}/devices"))
+        except OSError:
+            return []
+
+    def driver_loaded(self, driver: str) -> bool:
+        """Whether a PCI driver of that name is registered."""
+        return os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}")
+
+    def _list_devices(self) -> Iterator[PciAddress]:
+        try:
+            names = os.listdir(self._devices)
+        except OSError as error:
+            raise HostReadError(f"{self._devices}: {error.strerror}") from error
+        for name in names:
+            try:
+                yield PciAddress.parse(name)
+            except AddressError as error:
+                raise HostReadError(f"{self._devices}: {error}") from error
+
+    def _read_facts(
+        self, address: PciAddress, directory: str, physical: PhysicalFacts | None, virtual: VirtualFacts | None
+    ) -> FunctionFacts:
+        static = self._read_static(address, directory)
+        group = _basename_of_link(f"{directory}/iommu_group")
+        return FunctionFacts(
+            address=address,
+            identity=static.identity,
+            vendor_id=static.vendor_id,
+            device_id=static.device_id,
+            subsystem_vendor_id=static.subsystem_vendor_id,
+            subsystem_device_id=static.subsystem_device_id,
+            class_code=static.class_code,
+            revision=static.revision,
+            driver=_basename_of_link(f"{directory}/driver") or "",
+            iommu_group=int(group) if group and group.isdecimal() else None,
+            numa_node=static.numa_node,
+            net_interfaces=_list_names(f"{directory}/net"),
+            reset_methods=tuple((_read_text(f"{directory}/reset_method", missing="") or "").split()),
+            path=static.path,
+            physical=physical,
+            virtual=virtual,
+        )
+
+    def _read_static(self, address: PciAddress, directory: str) -> _Static:
+        identity = os.stat(directory).st_ino
+        known = self._static.get(address)
+        if known is not None and known.identity == identity:
+            return known
+        static = _Static(
+            identity=identity,
+            path=os.path.normpath(os.path.join(self._devices, os.readlink(directory))),
+            vendor_id=_read_number(f"{directory}/vendor", 0xFFFF),
+            device_id=_read_number(f"{directory}/device", 0xFFFF),
+            subsystem_vendor_id=_read_number(f"{directory}/subsystem_vendor", 0xFFFF),
+            subsystem_device_id=_read_number(f"{directory}/subsystem_device", 0xFFFF),
+            class_code=_read_number(f"{directory}/class", 0xFFFFFF),
+            revision=_read_number(f"{directory}/revision", 0xFF),
+            numa_node=_read_number(f"{directory}/numa_node", 0xFFFF, minimum=-1, missing=-1),
+        )
+        self._static[address] = static
+        return static
+
+    def _read_physical(self, directory: str) -> PhysicalFacts | None:
+        total_text = _read_text(f"{directory}/sriov_totalvfs", missing=None)
+        if total_text is None:
+            return None
+        return PhysicalFacts(
+            total_vfs=_to_number(f"{directory}/sriov_totalvfs", total_text, 0, 0xFFFF),
+            vf_offset=_read_number(f"{directory}/sriov_offset", 0xFFFF),
+            vf_stride=_read_number(f"{directory}/sriov_stride", 0xFFFF),
+            vf_device_id=_read_number(f"{directory}/sriov_vf_device", 0xFFFF, base=16),
+            drivers_autoprobe=_read_number(f"{directory}/sriov_drivers_autoprobe", 1) == 1,
+        )
+
+    def _read_virtual(self, address: PciAddress, directory: str) -> VirtualFacts | None:
+        """The VF's place under its PF, once both links of the pair exist (drivers/pci/iov.c makes virtfnN
+        and physfn after the `add` uevent). The index is computed, so that its cost does not grow with the
+        number of VFs, and the link confirms it."""
+        parent = self._link_address(f"{directory}/physfn")
+        if parent is None:
+            return None
+        parent_directory = self._directory(parent)
+        offset = _read_number(f"{parent_directory}/sriov_offset", 0xFFFF)
+        stride = _read_number(f"{parent_directory}/sriov_stride", 0xFFFF)
+        index = vf_index(parent, offset, stride, address)
+        if index is None or self._link_address(f"{parent_directory}/virtfn{index}") != address:
+            return None
+        return VirtualFacts(parent, index)
+
+    def _directory(self, address: PciAddress) -> str:
+        return f"{self._devices}/{address}"
+
+    def _link_address(self, link: str) -> PciAddress | None:
+        """The PCI function that `link` points to, or None when there is no link."""
+        name = _basename_of_link(link)
+        if name is None:
+            return None
+        try:
+            return PciAddress.parse(name)
+        except AddressError as error:
+            raise HostReadError(f"{link} points to {name!r}: {error}") from error
+
+
+def _basename_of_link(link: str) -> str | None:
+    try:
+        return os.path.basename(os.readlink(link))
+    except FileNotFoundError:
+        return None
+
+
+def _list_names(directory: str) -> tuple[str, ...]:
+    try:
+        names = os.listdir(os.fsencode(directory))
+    except FileNotFoundError:
+        return ()
+    return tuple(sorted(name.decode("utf-8", "backslashreplace") for name in names))
+
+
+def _read_text(path: str, *, missing: str | None) -> str | None:
+    """The text of a sysfs attribute without its newline. Raises HostReadError for what is not ASCII."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return missing
+    try:
+        raw = os.read(fd, _MAX_ATTRIBUTE_BYTES)
+    finally:
+        os.close(fd)
+    try:
+        return raw.decode("ascii").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise HostReadError(f"{path} holds {raw[:32]!r}, which is not ASCII text") from error
+
+
+def _read_number(path: str, maximum: int, *, minimum: int = 0, base: int = 0, missing: int | None = None) -> int:
+    text = _read_text(path, missing=None)
+    if text is None:
+        if missing is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return missing
+    return _to_number(path, text, minimum, maximum, base)
+
+
+def _to_number(path: str, text: str, minimum: int, maximum: int, base: int = 0) -> int:
+    try:
+        number = int(text, base)
+    except ValueError as error:
+        raise HostReadError(f"{path} holds {text[:32]!r}, which is not a number") from error
+    if not minimum <= number <= maximum:
+        raise HostReadError(f"{path} holds {number}, which is outside {minimum} to {maximum}")
+    return number
