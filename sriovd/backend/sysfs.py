@@ -2,8 +2,8 @@
 from one root.
 
 Rule: only files whose show functions take no lock that a driver may hold are read here. That rules out
-`sriov_numvfs` and `driver_override` (device lock), `config` (waits for a reset to end) and `uevent` (takes the
-device lock on some 6.x kernels). What never changes while a device exists is read once per identity.
+`sriov_numvfs` and `driver_override` (device lock), `config` (waits for a reset to end) and `uevent` (takes
+the device lock on some 6.x kernels). What never changes while a device exists is read once per identity.
 """
 
 from __future__ import annotations
@@ -105,7 +105,11 @@ class SysfsReader:
                 raise HostReadError(f"{self._devices}: {error}") from error
 
     def _read_facts(
-        self, address: PciAddress, directory: str, physical: PhysicalFacts | None, virtual: VirtualFacts | None
+        self,
+        address: PciAddress,
+        directory: str,
+        physical: PhysicalFacts | None,
+        virtual: VirtualFacts | None,
     ) -> FunctionFacts:
         static = self._read_static(address, directory)
         group = _basename_of_link(f"{directory}/iommu_group")
@@ -219,7 +223,9 @@ def _read_text(path: str, *, missing: str | None) -> str | None:
         raise HostReadError(f"{path} holds {raw[:32]!r}, which is not ASCII text") from error
 
 
-def _read_number(path: str, maximum: int, *, minimum: int = 0, base: int = 0, missing: int | None = None) -> int:
+def _read_number(
+    path: str, maximum: int, *, minimum: int = 0, base: int = 0, missing: int | None = None
+) -> int:
     text = _read_text(path, missing=None)
     if text is None:
         if missing is None:
