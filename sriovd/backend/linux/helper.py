@@ -1,0 +1,231 @@
+"""The helper process: touches the kernel files that may block, so that the daemon never does.
+
+Rule: this file is run as a program, `python -I -S helper.py ROOT STATUS_DIRECTORY DAEMON_PID`, and imports
+only modules that the interpreter has built in or frozen: no site, no package, no json, no signal, because a
+replacement for a hung helper has to be there at once, on slow machines too. For the same reason messages
+are marshal (both ends run the same interpreter) with a 4-byte length in front, on standard input.
+
+TERM, INT and HUP are blocked by whoever starts it. No parent-death signal is set: a helper whose daemon dies
+must end its chain, since half a chain is an override without its bind. It stops after that chain, because
+nobody is left who would know of the next; the new daemon finds the outcome in sysfs. In between, the file
+STATUS_DIRECTORY/PID.json names the step that it is in.
+"""
+
+import errno
+import marshal
+import os
+import sys
+import time
+
+STEP_BYTES = 256  # the part of the status file that a helper writes
+_LABEL_BYTES = 180
+_PLAIN = bytes(char if 32 <= char < 127 and char not in b'"\\' else ord("?") for char in range(256))
+_LENGTH_BYTES = 4
+_ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
+_ALLOWED = "bus/pci/"
+_FLUSH_NSEC = 10_000_000
+
+# A message costs both sides 1 to 2 ms on a slow machine, as much as a bind to pci-stub; one to vfio-pci is
+# 25 ms. So results are held back for 10 ms: quick chains share a message, slow ones have their own.
+
+TYPE_CHECKING = False  # as typing's, without the cost of importing it
+if TYPE_CHECKING:
+    from typing import Literal
+
+    StepReply = tuple[int, str, int]  # errno, value, microseconds
+    StepOrder = tuple[str, str, str, bytes, str | None]  # label, access, path, data, expect
+    ScriptOrder = tuple[
+        Literal["script"], bool, list[list[StepOrder]]
+    ]  # the flag: stop at the first failure
+    HoldersOrder = tuple[Literal["holders"], str, list[str]]  # label, absolute paths
+    Order = ScriptOrder | HoldersOrder
+    HolderReply = tuple[list[tuple[str, int, str]], int]  # (path, pid, comm) each; processes unreadable
+
+
+def format_step(label: str, began_usec: int) -> bytes:
+    """The first STEP_BYTES of a status file: the beginning of a JSON object, padded with blanks."""
+    plain = label.encode("ascii", "replace").translate(_PLAIN)[:_LABEL_BYTES]
+    return (b'{"step": "%b", "began_usec": %d,' % (plain, began_usec)).ljust(STEP_BYTES)
+
+
+def frame(message: object) -> bytes:
+    """`message` as it goes over the socket."""
+    body = marshal.dumps(message)  # type: ignore[arg-type]  # typeshed lists what marshal can do
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def unframe(buffer: bytearray) -> object:
+    """Take the first complete message off `buffer`; None if there is none yet."""
+    if len(buffer) < _LENGTH_BYTES:
+        return None
+    end = _LENGTH_BYTES + int.from_bytes(buffer[:_LENGTH_BYTES], "big")
+    if len(buffer) < end:
+        return None
+    message: object = marshal.loads(buffer[_LENGTH_BYTES:end])
+    del buffer[:end]
+    return message
+
+
+def is_allowed(path: str) -> bool:
+    """Whether `path` stays below the PCI bus's directory: whatever argument was made part of it."""
+    odd_parts = {"", ".", ".."}.intersection(path.split("/"))
+    return path.startswith(_ALLOWED) and path.isascii() and path.isprintable() and not odd_parts
+
+
+def _write(path: str, data: bytes) -> str:
+    # An empty write never reaches a driver (kernfs answers 0 by itself); it must not look like success.
+    if not data:
+        raise OSError(errno.EINVAL, "empty write", path)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        # One write(2), whole: every write is an operation of its own to sysfs.
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.EIO, "short write", path)
+    finally:
+        os.close(fd)
+    return ""
+
+
+def _read(path: str, _data: bytes) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        return os.read(fd, _ATTRIBUTE_BYTES).decode("ascii", "backslashreplace").rstrip("\n")
+    finally:
+        os.close(fd)
+
+
+def _readlink(path: str, _data: bytes) -> str:
+    """The name that the link ends in; empty when there is no link in a directory that exists."""
+    try:
+        return os.path.basename(os.readlink(path))
+    except FileNotFoundError:
+        os.stat(os.path.dirname(path))  # the device itself is gone: that is an error
+        return ""
+
+
+def _count(path: str, _data: bytes) -> str:
+    directory, prefix = os.path.split(path)
+    return str(sum(name.startswith(prefix) for name in os.listdir(directory)))
+
+
+_ACCESSES = {"write": _write, "read": _read, "readlink": _readlink, "count": _count}
+
+
+class Helper:
+    """One helper: its root, its status file and its socket."""
+
+    def __init__(self, root: str, status_directory: str, daemon_pid: int) -> None:
+        self._root = root
+        self._status_path = f"{status_directory}/{os.getpid()}.json"
+        self._status_fd = -1
+        self._daemon_pid = daemon_pid
+        self._buffer = bytearray()
+
+    def serve(self) -> None:
+        """Do jobs until the daemon closes the socket or is gone."""
+        while (job := self._receive()) is not None:
+            if self._status_fd < 0:  # the daemon has made the file by the time of the first job
+                self._status_fd = os.open(self._status_path, os.O_WRONLY | os.O_CLOEXEC)
+            self._send(("done", self._do(job)))
+
+    def _do(self, job: "Order") -> object:
+        if job[0] == "holders":
+            _, label, paths = job
+            self._report(label, time.monotonic_ns() // 1000)
+            return find_holders(frozenset(paths))
+        _, stop_on_failure, chains = job
+        self._run_script(stop_on_failure, chains)
+        return None
+
+    def _receive(self) -> "Order | None":
+        while (message := unframe(self._buffer)) is None:
+            data = os.read(0, 65536)
+            if not data:
+                return None
+            self._buffer += data
+        return message  # type: ignore[return-value]  # as runs.py makes it
+
+    def _send(self, message: object) -> None:
+        data = frame(message)
+        while data:
+            data = data[os.write(0, data) :]
+
+    def _run_script(self, stop_on_failure: bool, chains: "list[list[StepOrder]]") -> None:
+        batch: list[tuple[int, list[StepReply]]] = []
+        flushed = time.monotonic_ns()
+        for index, orders in enumerate(chains):
+            if os.getppid() != self._daemon_pid:
+                sys.exit(0)
+            replies, ok = self._run_chain(orders)
+            batch.append((index, replies))
+            if time.monotonic_ns() - flushed >= _FLUSH_NSEC:
+                self._send(("results", batch))
+                batch, flushed = [], time.monotonic_ns()
+            if stop_on_failure and not ok:
+                break
+        if batch:
+            self._send(("results", batch))
+
+    def _run_chain(self, orders: "list[StepOrder]") -> "tuple[list[StepReply], bool]":
+        replies = []
+        for label, access, path, data, expect in orders:
+            began = time.monotonic_ns()
+            self._report(label, began // 1000)
+            code, value = self._touch(access, path, data)
+            replies.append((code, value, (time.monotonic_ns() - began) // 1000))
+            if code or expect not in (None, value):
+                return replies, False
+        return replies, True
+
+    def _touch(self, access: str, path: str, data: bytes) -> tuple[int, str]:
+        if access not in _ACCESSES or not is_allowed(path):
+            return errno.EINVAL, ""
+        try:
+            return 0, _ACCESSES[access](f"{self._root}/{path}", data)
+        except OSError as error:
+            return error.errno or errno.EIO, ""
+
+    def _report(self, label: str, began_usec: int) -> None:
+        os.pwrite(self._status_fd, format_step(label, began_usec), 0)
+
+
+def find_holders(paths: frozenset[str]) -> "HolderReply":
+    """The processes that have one of `paths` open, as (path, pid, comm), and how many processes could not
+    be looked into (that takes CAP_SYS_PTRACE). A process that ends meanwhile holds nothing."""
+    found: list[tuple[str, int, str]] = []
+    unreadable = 0
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        try:
+            held = paths & _open_files(name)
+            found += [(path, int(name), _read(f"/proc/{name}/comm", b"")) for path in sorted(held)]
+        except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
+            unreadable += isinstance(error, PermissionError)
+    return found, unreadable
+
+
+def _open_files(pid: str) -> set[str]:
+    directory = f"/proc/{pid}/fd"
+    targets = set()
+    for fd in os.listdir(directory):
+        try:
+            targets.add(os.readlink(f"{directory}/{fd}"))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return targets
+
+
+def _main() -> None:
+    fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"sriovd-helper")
+    os.close(fd)
+    root, status_directory, daemon_pid = sys.argv[1:]
+    try:
+        Helper(root, status_directory, int(daemon_pid)).serve()
+    except (BrokenPipeError, ConnectionResetError):  # the daemon is gone
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,120 @@
+"""The real host: backend.base.Backend, put together from its parts.
+
+Rule: wiring only. What it reads comes from sysfs.py, what can block goes to the helpers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from sriovd.backend.base import DriverState, FunctionFacts, Holder, KernelEvent, Leftover
+from sriovd.backend.linux.helpers import HelperPool
+from sriovd.backend.linux.holders import vfio_nodes
+from sriovd.backend.linux.modules import ModuleCatalog
+from sriovd.backend.linux.runs import ScriptRun
+from sriovd.backend.linux.uevents import RECEIVE_BUFFER_BYTES, UeventMonitor
+from sriovd.backend.steps import ChainResult, Script
+from sriovd.backend.sysfs import SysfsReader
+from sriovd.pci import PciAddress
+
+_log = logging.getLogger(__name__)
+
+
+class LinuxBackend:
+    """This machine's kernel.
+
+    `root`: where sysfs is mounted. `run_directory`: where helpers are registered; must be empty after a boot
+    and outlive the daemon (RuntimeDirectoryPreserve=). `receive_buffer_bytes`: of the uevent socket.
+    `modules_directory`: /lib/modules/RELEASE unless given. `vfio_directory`: of the VFIO device nodes.
+    """
+
+    def __init__(
+        self,
+        root: str = "/sys",
+        run_directory: str = "/run/sriovd",
+        *,
+        receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
+        modules_directory: str | None = None,
+        vfio_directory: str = "/dev/vfio",
+    ) -> None:
+        release = os.uname().release
+        self._reader = SysfsReader(root)
+        self._modules = ModuleCatalog(self._reader.root, modules_directory or f"/lib/modules/{release}")
+        self._vfio_directory = vfio_directory
+        self._helpers = HelperPool(self._reader.root, run_directory)
+        self._monitor = UeventMonitor(receive_buffer_bytes)
+
+    @property
+    def simulator(self) -> None:
+        """A real host has no knobs."""
+        return None
+
+    def describe(self) -> str:
+        """The kernel's name and release."""
+        system = os.uname()
+        return f"{system.sysname} {system.release}"
+
+    async def start(self) -> None:
+        """Listen for events and start the first helpers. Raises OSError."""
+        self._monitor.start()
+        self._helpers.start()
+
+    async def stop(self) -> None:
+        """Let go of everything; hanging helpers are left behind."""
+        self._monitor.stop()
+        self._helpers.stop()
+
+    def events(self) -> AsyncIterator[KernelEvent]:
+        """Every uevent of a PCI function since start()."""
+        return self._monitor.events()
+
+    def list_functions(self) -> Sequence[PciAddress]:
+        """Every PF and VF, PFs first. Raises HostReadError."""
+        return self._reader.list_functions()
+
+    def list_virtual_functions(self, pf: PciAddress) -> Mapping[int, PciAddress]:
+        """The VFs of `pf` by index. Raises HostReadError."""
+        return self._reader.list_virtual_functions(pf)
+
+    def read_function(self, address: PciAddress) -> FunctionFacts | None:
+        """The PF or VF at `address`. Raises HostReadError."""
+        return self._reader.read_function(address)
+
+    def driver_state(self, driver: str) -> DriverState:
+        """Whether the PCI driver of that name is registered, could be loaded, or is not known."""
+        return self._modules.state(driver)
+
+    async def find_holders(self, addresses: Sequence[PciAddress]) -> Mapping[PciAddress, Sequence[Holder]]:
+        """The processes that hold a VFIO node of each address open. Raises ConnectionError."""
+        nodes = {address: self._nodes(address) for address in addresses}
+        paths = sorted({path for own_paths in nodes.values() for path in own_paths})
+        if not paths:
+            return {}
+        found, unreadable = await self._helpers.scan_holders(paths)
+        if unreadable:
+            _log.warning("%d processes could not be searched for open devices", unreadable)
+        by_path: dict[str, set[Holder]] = {}
+        for path, pid, comm in found:
+            by_path.setdefault(path, set()).add(Holder(pid, comm))
+        holders = {
+            address: set[Holder]().union(*(by_path.get(path, ()) for path in own_paths))
+            for address, own_paths in nodes.items()
+        }
+        return {address: tuple(sorted(those, key=_pid)) for address, those in holders.items() if those}
+
+    def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> ScriptRun:
+        """Execute `script` by a helper process. `finished` has the chains that were tried."""
+        return self._helpers.run(adapter, script, on_result)
+
+    async def find_leftovers(self) -> Sequence[Leftover]:
+        """The writes that a former daemon process left hanging. Raises OSError."""
+        return self._helpers.find_leftovers()
+
+    def _nodes(self, address: PciAddress) -> Sequence[str]:
+        return vfio_nodes(self._reader.root, address, self._vfio_directory)
+
+
+def _pid(holder: Holder) -> int:
+    return holder.pid

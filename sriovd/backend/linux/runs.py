@@ -1,0 +1,142 @@
+"""What helpers are asked to do: jobs, their orders and the meaning of the replies.
+
+Rule: no process and no file here. A job knows how it is spelled for a helper (the other end is helper.py)
+and how its future is resolved; which helper does it, and when, is the pool's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from sriovd.backend.base import Evidence
+from sriovd.backend.linux.registry import now_usec
+from sriovd.backend.steps import Chain, ChainResult, Script, Step, StepResult
+
+if TYPE_CHECKING:  # helper.py defines no types at run time
+    from sriovd.backend.linux.helper import (
+        HolderReply,
+        HoldersOrder,
+        Order,
+        ScriptOrder,
+        StepOrder,
+        StepReply,
+    )
+
+_log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Job(Generic[Result]):
+    """Something for a helper to do. `adapter` is empty for what concerns none; `title` says what it is."""
+
+    def __init__(self, adapter: str, title: str) -> None:
+        self.adapter = adapter
+        self.title = title
+        self._submitted_usec = now_usec()
+        self._finished: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        # An abandoned run may fail when nobody looks any more; that is not worth a warning by asyncio.
+        self._finished.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    @property
+    def finished(self) -> asyncio.Future[Result]:
+        """Resolves when the helper is done. Raises ConnectionError when it died."""
+        return self._finished
+
+    def order(self) -> Order:
+        """The job as the helper is told."""
+        raise NotImplementedError
+
+    def take(self, payload: object) -> None:
+        """A part of the results has come."""
+        raise NotImplementedError
+
+    def conclude(self, payload: object) -> Result:
+        """The helper is done: the value for `finished`."""
+        raise NotImplementedError
+
+    def finish(self, payload: object) -> None:
+        """Resolve `finished`."""
+        if not self._finished.done():
+            self._finished.set_result(self.conclude(payload))
+
+    def fail(self, message: str) -> None:
+        """Let `finished` raise ConnectionError."""
+        if not self._finished.done():
+            self._finished.set_exception(ConnectionError(f"{self.title}: {message}"))
+
+    def cancel(self) -> None:
+        """Nobody will ever know."""
+        self._finished.cancel()
+
+    def describe_wait(self) -> Evidence:
+        """Evidence for a job that no helper has."""
+        return Evidence(0, f"{self.title} (not begun)", "", now_usec() - self._submitted_usec)
+
+
+class ScriptRun(Job[Sequence[ChainResult]]):
+    """A script under way: backend.base.Run."""
+
+    def __init__(
+        self,
+        adapter: str,
+        script: Script,
+        on_result: Callable[[ChainResult], None],
+        abandon: Callable[[Job[Sequence[ChainResult]]], Evidence],
+    ) -> None:
+        super().__init__(adapter, script.title)
+        self._script = script
+        self._on_result = on_result
+        self._abandon = abandon
+        self._results: list[ChainResult] = []
+
+    def abandon(self) -> Evidence:
+        """Stop waiting and free the helper's place; see Run. One that has not begun never will, and
+        resolves without results."""
+        return self._abandon(self)
+
+    def order(self) -> ScriptOrder:
+        chains = [[_spell(step) for step in chain.steps] for chain in self._script.chains]
+        return "script", self._script.stop_on_failure, chains
+
+    def take(self, payload: object) -> None:
+        for index, replies in cast("list[tuple[int, list[StepReply]]]", payload):
+            result = _understand(self._script.chains[index], replies)
+            self._results.append(result)
+            try:
+                self._on_result(result)
+            except Exception:  # the listener's fault must not lose the results that follow
+                _log.exception("%s: a listener failed", self.title)
+
+    def conclude(self, payload: object) -> Sequence[ChainResult]:  # noqa: ARG002  nothing comes with it
+        return tuple(self._results)
+
+
+class HolderScan(Job["HolderReply"]):
+    """A search of all processes for those that have one of `paths` open."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__("", "find-holders")
+        self._paths = list(paths)
+
+    def order(self) -> HoldersOrder:
+        return "holders", self.title, self._paths
+
+    def take(self, payload: object) -> None:
+        raise TypeError(f"a scan has no partial results: {payload!r}")
+
+    def conclude(self, payload: object) -> HolderReply:
+        return cast("HolderReply", payload)
+
+
+def _spell(step: Step) -> StepOrder:
+    access = step.spell()
+    data = access.data.encode("utf-8", "backslashreplace")
+    return str(step), access.access.value, access.path, data, step.expect
+
+
+def _understand(chain: Chain, replies: list[StepReply]) -> ChainResult:
+    pairs = zip(chain.steps, replies, strict=False)  # a chain ends at its first failure
+    return ChainResult(chain, tuple(StepResult(step, *reply) for step, reply in pairs))

@@ -1,0 +1,120 @@
+"""The kernel's uevents of PCI functions.
+
+Rule: an event is a reason to look, so nothing but its action, its address and what a recovery needs is
+taken from it. The source is the kernel's multicast group, not udev's: no decision depends on what udev's
+rules add, and events keep coming while udevd is slow, stopped or restarted.
+
+The socket's error is fetched here and not left to pyudev, whose poll treats it as fatal. After ENOBUFS the
+kernel goes on dropping events, without a further error, until the queue has been read empty
+(net/netlink/af_netlink.c: netlink_overrun, netlink_rcv_wake). So EventsLost is told when it is empty: only
+then does a look at everything miss nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pyudev
+
+from sriovd.backend.base import EventsLost, KernelEvent, Uevent, UeventAction
+from sriovd.pci import AddressError, PciAddress
+
+_log = logging.getLogger(__name__)
+RECEIVE_BUFFER_BYTES = 128 * 1024 * 1024  # as udevd and libvirt; a limit, not an allocation
+_BATCH = 256  # events read before the loop gets its turn
+_PROPERTIES = ("ERROR_EVENT", "DEVICE_ONLINE", "DRIVER", "PCI_SLOT_NAME")
+
+
+class UeventMonitor:
+    """A subscription to the uevents of `subsystem`, from start() to stop()."""
+
+    def __init__(self, receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES, subsystem: str = "pci") -> None:
+        self._receive_buffer_bytes = receive_buffer_bytes
+        self._subsystem = subsystem
+        self._monitor: Any = None
+        self._socket: socket.socket | None = None
+        self._queue: deque[KernelEvent] = deque()
+        self._ready = asyncio.Event()
+        self._lost_reason = ""
+
+    def start(self) -> None:
+        """Subscribe. Raises OSError when the kernel does not let us."""
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+        self._monitor.filter_by(self._subsystem)
+        try:
+            self._monitor.set_receive_buffer_size(self._receive_buffer_bytes)
+        except OSError as error:  # without CAP_NET_ADMIN
+            _log.warning("the uevent socket keeps its small buffer: %s", error)
+        self._monitor.start()
+        self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
+
+    def stop(self) -> None:
+        """Unsubscribe; the iterator ends after what has been received."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+        self._monitor = None  # closes pyudev's descriptor
+        self._ready.set()
+
+    async def events(self) -> AsyncIterator[KernelEvent]:
+        """Every event, in the kernel's order. One consumer."""
+        while True:
+            while self._queue:
+                yield self._queue.popleft()
+            if self._socket is None:
+                return
+            self._ready.clear()
+            await self._ready.wait()
+
+    def _receive(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                device = self._monitor.poll(0)
+            except OSError as error:
+                self._note_error(error)
+                continue
+            if device is None:
+                self._report_loss()
+                break
+            if (event := _to_event(device)) is not None:
+                self._queue.append(event)
+        if self._queue:
+            self._ready.set()
+
+    def _note_error(self, error: OSError) -> None:
+        assert self._socket is not None
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or error.errno
+        if code in (errno.ENOBUFS, None):
+            size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            self._lost_reason = f"the uevent socket's buffer of {size} bytes overran"
+        else:
+            self._lost_reason = f"a uevent could not be read: {error}"
+
+    def _report_loss(self) -> None:
+        if self._lost_reason:
+            _log.warning("Events were lost: %s", self._lost_reason)
+            self._queue.append(EventsLost(self._lost_reason))
+            self._lost_reason = ""
+
+
+def _to_event(device: Any) -> Uevent | None:  # noqa: ANN401  pyudev has no types
+    """The event, or None if it is not about a PCI function."""
+    try:
+        address = PciAddress.parse(device.sys_name)
+        action = UeventAction(device.action)
+    except AddressError:
+        return None
+    except ValueError:
+        _log.warning("a uevent of %s has an unknown action: %r", device.sys_name, device.action)
+        return None
+    found = ((name, device.properties.get(name)) for name in _PROPERTIES)
+    return Uevent(action, address, {name: value for name, value in found if value is not None})
