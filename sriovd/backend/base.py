@@ -137,6 +137,9 @@ class Run(Protocol):
         """Resolves when the last access has returned, however late. Raises ConnectionError when its helper
         died."""
 
+    def stop(self) -> None:
+        """Begin no further chain: `finished` resolves with what was done by then. A chain is never cut."""
+
     def abandon(self) -> Evidence:
         """Stop waiting and free the helper's place. `finished` still resolves if the kernel comes back."""
 

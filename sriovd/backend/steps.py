@@ -55,6 +55,7 @@ _DEVICE = "bus/pci/devices/{address}"
 # Linux: Documentation/ABI/testing/sysfs-bus-pci. driver_override is read here and not with the other facts
 # because its show function takes the device lock (drivers/pci/pci-sysfs.c driver_override_show), which a
 # reset that hangs holds for a minute; so does that of sriov_numvfs, for which the virtfn links are counted.
+# A newline follows what may be empty: a write of no bytes never reaches a driver (fs/kernfs/file.c).
 _FORMS: dict[Verb, _Form] = {
     Verb.SET_NUM_VFS: _Form(Access.WRITE, f"{_DEVICE}/sriov_numvfs", "{argument}"),
     Verb.COUNT_VFS: _Form(Access.COUNT, f"{_DEVICE}/virtfn"),
@@ -66,7 +67,7 @@ _FORMS: dict[Verb, _Form] = {
     Verb.PROBE: _Form(Access.WRITE, "bus/pci/drivers_probe", "{address}"),
     Verb.READ_DRIVER: _Form(Access.READLINK, f"{_DEVICE}/driver"),
     Verb.RESET: _Form(Access.WRITE, f"{_DEVICE}/reset", "1"),
-    Verb.SET_RESET_METHOD: _Form(Access.WRITE, f"{_DEVICE}/reset_method", "{argument}"),
+    Verb.SET_RESET_METHOD: _Form(Access.WRITE, f"{_DEVICE}/reset_method", "{argument}\n"),
     Verb.REMOVE: _Form(Access.WRITE, f"{_DEVICE}/remove", "1"),
     Verb.RESCAN_BUS: _Form(Access.WRITE, "bus/pci/rescan", "1"),
     Verb.RESCAN_PORT: _Form(Access.WRITE, f"{_DEVICE}/rescan", "1"),

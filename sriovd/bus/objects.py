@@ -1,0 +1,199 @@
+"""What clients see: core's records as D-Bus objects. The one mapping between the two vocabularies.
+
+Rule: reads core, writes the tree, decides nothing. A change in core becomes a change of that object only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sriovd.bus.errors import reply_for
+from sriovd.bus.paths import encode_path_element
+from sriovd.bus.tree import Tree
+from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
+from sriovd.core.jobs import Job, JobRegistry
+from sriovd.pci import PciAddress
+
+ROOT = "/org/sriovd1"
+SIMULATOR = f"{ROOT}/simulator"
+
+MANAGER = "org.sriovd1.Manager"
+ADAPTER = "org.sriovd1.Adapter"
+FUNCTION = "org.sriovd1.Function"
+PHYSICAL_FUNCTION = "org.sriovd1.PhysicalFunction"
+VIRTUAL_FUNCTION = "org.sriovd1.VirtualFunction"
+JOB = "org.sriovd1.Job"
+SIMULATOR_INTERFACE = "org.sriovd1.Simulator"
+
+Interfaces = dict[str, Mapping[str, Any]]
+
+
+def function_path(address: PciAddress) -> str:
+    """The object of the function at `address`."""
+    return f"{ROOT}/function/{encode_path_element(str(address))}"
+
+
+def adapter_path(slot: str) -> str:
+    """The object of the card in `slot`."""
+    return f"{ROOT}/adapter/{encode_path_element(slot)}"
+
+
+def job_path(number: int) -> str:
+    """The object of the job of that number."""
+    return f"{ROOT}/job/{number}"
+
+
+def function_interfaces(function: Function, num_vfs: int) -> Interfaces:
+    """Every interface of a function with all properties; which interfaces there are says what it can."""
+    interfaces: Interfaces = {FUNCTION: _function_properties(function)}
+    physical, virtual = function.physical, function.virtual
+    if physical is not None:
+        interfaces[PHYSICAL_FUNCTION] = {
+            "TotalVFs": physical.total_vfs,
+            "NumVFs": num_vfs,
+            "VFDeviceID": physical.vf_device_id,
+            "DriversAutoprobe": physical.drivers_autoprobe,
+        }
+    if virtual is not None:
+        interfaces[VIRTUAL_FUNCTION] = {
+            "PhysicalFunction": function_path(virtual.parent),
+            "Index": virtual.index,
+        }
+    return interfaces
+
+
+def _function_properties(function: Function) -> Mapping[str, Any]:
+    facts = function.facts
+    return {
+        "Address": str(facts.address),
+        "Kind": "vf" if facts.virtual else "pf",
+        "Adapter": adapter_path(function.adapter),
+        "Path": facts.path,
+        "VendorID": facts.vendor_id,
+        "DeviceID": facts.device_id,
+        "SubsystemVendorID": facts.subsystem_vendor_id,
+        "SubsystemDeviceID": facts.subsystem_device_id,
+        "Class": facts.class_code,
+        "Revision": facts.revision,
+        "NUMANode": facts.numa_node,
+        "Generation": function.generation,
+        "Driver": facts.driver,
+        "IOMMUGroup": -1 if facts.iommu_group is None else facts.iommu_group,
+        "NetworkInterfaces": list(facts.net_interfaces),
+        "ResetMethods": list(facts.reset_methods),
+        "Quarantined": function.quarantine,
+    }
+
+
+def adapter_interfaces(adapter: Adapter) -> Interfaces:
+    """A card's interface with all properties."""
+    return {
+        ADAPTER: {
+            "Address": adapter.slot,
+            "PhysicalFunctions": [function_path(pf) for pf in adapter.physical_functions],
+            "Stuck": bool(adapter.stuck),
+            "StuckReason": adapter.stuck,
+        }
+    }
+
+
+def job_interfaces(job: Job) -> Interfaces:
+    """A job's interface with all properties."""
+    return {
+        JOB: {
+            "Operation": job.operation,
+            "Objects": [function_path(each.address) for each in job.objects],
+            "Requester": job.requester,
+            "State": str(job.state),
+            "Stage": job.stage,
+            "Progress": job.progress,
+            "Outcome": job.outcome,
+            "Error": reply_for(job.error).name if job.error else "",
+        }
+    }
+
+
+class Objects:
+    """Keeps the tree equal to core from now on."""
+
+    def __init__(self, tree: Tree, inventory: Inventory, jobs: JobRegistry) -> None:
+        self._tree = tree
+        self._inventory = inventory
+        self._addresses: dict[str, PciAddress] = {}
+        self._jobs: dict[str, Job] = {}
+        inventory.listen(self._take_change)
+        jobs.on_added = self._add_job
+        jobs.on_changed = self._update_job
+        jobs.on_ended = self._end_job
+        jobs.on_removed = self._remove_job
+
+    def address_at(self, path: str) -> PciAddress:
+        """The address of the function whose object is at `path`."""
+        return self._addresses[path]
+
+    def job_at(self, path: str) -> Job:
+        """The job whose object is at `path`."""
+        return self._jobs[path]
+
+    def _take_change(self, change: Change) -> None:
+        match change:
+            case FunctionChange(before=None, after=Function() as function):
+                self._add_function(function)
+            case FunctionChange(before=Function() as function, after=None):
+                self._remove_function(function)
+            case FunctionChange(after=Function() as function):
+                self._update(function_path(function.address), self._interfaces_of(function))
+            case AdapterChange(before=None, after=Adapter() as adapter):
+                self._tree.add(adapter_path(adapter.slot), adapter_interfaces(adapter))
+            case AdapterChange(before=Adapter() as adapter, after=None):
+                self._tree.remove(adapter_path(adapter.slot))
+            case AdapterChange(after=Adapter() as adapter):
+                self._update(adapter_path(adapter.slot), adapter_interfaces(adapter))
+
+    def _add_function(self, function: Function) -> None:
+        path = function_path(function.address)
+        self._addresses[path] = function.address
+        self._tree.add(path, self._interfaces_of(function))
+        self._recount_vfs(function)
+
+    def _remove_function(self, function: Function) -> None:
+        path = function_path(function.address)
+        del self._addresses[path]
+        self._tree.remove(path)
+        self._recount_vfs(function)
+
+    def _recount_vfs(self, vf: Function) -> None:
+        """The PF's NumVFs counts its VFs' objects, so that it never says another number than one can see."""
+        if vf.virtual is None:
+            return
+        parent = vf.virtual.parent
+        if parent in self._inventory.functions:
+            count = len(self._inventory.vfs_of(parent))
+            self._tree.update(function_path(parent), PHYSICAL_FUNCTION, {"NumVFs": count})
+
+    def _interfaces_of(self, function: Function) -> Interfaces:
+        return function_interfaces(function, len(self._inventory.vfs_of(function.address)))
+
+    def _update(self, path: str, interfaces: Interfaces) -> None:
+        for interface, properties in interfaces.items():
+            self._tree.update(path, interface, properties)
+
+    def _add_job(self, job: Job) -> None:
+        self._jobs[job_path(job.number)] = job
+        self._tree.add(job_path(job.number), job_interfaces(job))
+
+    def _update_job(self, job: Job) -> None:
+        changing = {"State": str(job.state), "Stage": job.stage, "Progress": job.progress}
+        self._tree.update(job_path(job.number), JOB, changing)
+
+    def _end_job(self, job: Job) -> None:
+        path = job_path(job.number)
+        self._update(path, job_interfaces(job))
+        self._tree.emit_signal(
+            ROOT, MANAGER, "JobEnded", path, job.operation, str(job.state), job.outcome
+        )  # fmt: skip
+
+    def _remove_job(self, job: Job) -> None:
+        del self._jobs[job_path(job.number)]
+        self._tree.remove(job_path(job.number))

@@ -1,0 +1,275 @@
+"""What clients can ask for: each method of the contract, from its arguments to its reply.
+
+Rule: first the arguments are understood, then polkit is asked, then core does it. A mutating verb answers
+with its job, and with the job's error if it failed in time.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from sriovd.backend.base import Fault, Holder, SimulatorControl
+from sriovd.bus.dispatch import Caller, Handler
+from sriovd.bus.objects import (
+    FUNCTION,
+    JOB,
+    MANAGER,
+    PHYSICAL_FUNCTION,
+    SIMULATOR_INTERFACE,
+    Objects,
+    adapter_path,
+    function_path,
+    job_path,
+)
+from sriovd.bus.options import parse_options
+from sriovd.bus.polkit import Authority
+from sriovd.bus.signature import Variant
+from sriovd.core.errors import InvalidArgument, NoSuchFunction
+from sriovd.core.inventory import Inventory
+from sriovd.core.jobs import Job, JobState
+from sriovd.core.lifecycle import CountOptions, Lifecycle
+from sriovd.pci import AddressError, PciAddress, PciSlot
+
+_WAIT_USEC = 20_000_000
+
+SET_NUM_VFS = "org.sriovd1.set-num-vfs"
+BIND_DRIVER = "org.sriovd1.bind-driver"
+RESET = "org.sriovd1.reset"
+HOTPLUG = "org.sriovd1.hotplug"
+SIMULATE = "org.sriovd1.simulate"  # no polkit action of that name exists: the simulated host is its owner's
+
+_ACTION_OF_OPERATION = {
+    "SetNumVFs": SET_NUM_VFS,
+    "Bind": BIND_DRIVER,
+    "BindVFs": BIND_DRIVER,
+    "Unbind": BIND_DRIVER,
+    "Reset": RESET,
+    "Remove": HOTPLUG,
+    "Rescan": HOTPLUG,
+}
+
+_WAIT = {"wait-usec": "t"}
+_WAIT_FORCE = {**_WAIT, "force": "b"}
+_COUNT_OPTIONS = {**_WAIT_FORCE, "driver": "s", "allow-short": "b"}
+
+Options = Mapping[str, Variant]
+JobReply = tuple[str, str]
+
+
+def parse_address(text: str) -> PciAddress:
+    """The address in an argument. Raises InvalidArgument."""
+    try:
+        return PciAddress.parse(text)
+    except AddressError as error:
+        raise InvalidArgument(f"{error}.") from error
+
+
+class Verbs:
+    """The handlers of all methods."""
+
+    def __init__(
+        self, inventory: Inventory, lifecycle: Lifecycle, objects: Objects, authority: Authority
+    ) -> None:
+        self._inventory = inventory
+        self._lifecycle = lifecycle
+        self._objects = objects
+        self._authority = authority
+
+    def handlers(self) -> dict[tuple[str, str], Handler]:
+        """Interface and method name to handler: the verbs on a function's object are those by its
+        address."""
+        by_address: dict[str, Callable[..., Awaitable[JobReply]]] = {
+            "SetNumVFs": self.set_num_vfs,
+            "Bind": self.bind,
+            "BindVFs": self.bind_vfs,
+            "Unbind": self.unbind,
+            "Reset": self.reset,
+            "Remove": self.remove,
+        }
+        on_object = {
+            FUNCTION: ("Bind", "Unbind", "Reset"),
+            PHYSICAL_FUNCTION: ("SetNumVFs", "BindVFs", "Remove"),
+        }
+        return {
+            **{(MANAGER, name): self._at_address(verb) for name, verb in by_address.items()},
+            **{
+                (interface, name): self._at_object(by_address[name])
+                for interface, names in on_object.items()
+                for name in names
+            },
+            (MANAGER, "Rescan"): self.rescan,
+            (MANAGER, "GetFunction"): self.get_function,
+            (MANAGER, "GetAdapter"): self.get_adapter,
+            (MANAGER, "ListFunctions"): self.list_functions,
+            (PHYSICAL_FUNCTION, "ListVFs"): self.list_vfs,
+            (JOB, "Wait"): self.wait_job,
+            (JOB, "Cancel"): self.cancel_job,
+        }
+
+    def _at_address(self, verb: Callable[..., Awaitable[JobReply]]) -> Handler:
+        async def handle(caller: Caller, _path: str, address: str, *arguments: Any) -> JobReply:
+            return await verb(caller, parse_address(address), *arguments)
+
+        return handle
+
+    def _at_object(self, verb: Callable[..., Awaitable[JobReply]]) -> Handler:
+        async def handle(caller: Caller, path: str, *arguments: Any) -> JobReply:
+            return await verb(caller, self._objects.address_at(path), *arguments)
+
+        return handle
+
+    async def set_num_vfs(self, caller: Caller, pf: PciAddress, count: int, options: Options) -> JobReply:
+        given = parse_options(options, _COUNT_OPTIONS)
+        wanted = CountOptions(
+            driver=given.get("driver", ""),
+            force=given.get("force", False),
+            allow_short=given.get("allow-short", False),
+        )
+        await self._authorize(caller, SET_NUM_VFS, pf)
+        if wanted.driver:
+            await self._authorize(caller, BIND_DRIVER, pf)
+        return await _answer(self._lifecycle.set_num_vfs(pf, count, wanted, _name(caller)), given)
+
+    async def bind(self, caller: Caller, address: PciAddress, driver: str, options: Options) -> JobReply:
+        given = parse_options(options, _WAIT_FORCE)
+        await self._authorize(caller, BIND_DRIVER, address)
+        return await _answer(self._lifecycle.bind(address, driver, _force(given), _name(caller)), given)
+
+    async def bind_vfs(self, caller: Caller, pf: PciAddress, driver: str, options: Options) -> JobReply:
+        given = parse_options(options, _WAIT_FORCE)
+        await self._authorize(caller, BIND_DRIVER, pf)
+        return await _answer(self._lifecycle.bind_vfs(pf, driver, _force(given), _name(caller)), given)
+
+    async def unbind(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
+        given = parse_options(options, _WAIT_FORCE)
+        await self._authorize(caller, BIND_DRIVER, address)
+        return await _answer(self._lifecycle.unbind(address, _force(given), _name(caller)), given)
+
+    async def reset(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
+        given = parse_options(options, _WAIT_FORCE)
+        await self._authorize(caller, RESET, address)
+        return await _answer(self._lifecycle.reset(address, _force(given), _name(caller)), given)
+
+    async def remove(self, caller: Caller, pf: PciAddress, options: Options) -> JobReply:
+        given = parse_options(options, _WAIT_FORCE)
+        await self._authorize(caller, HOTPLUG, pf)
+        return await _answer(self._lifecycle.remove(pf, _force(given), _name(caller)), given)
+
+    async def rescan(self, caller: Caller, _path: str, options: Options) -> JobReply:
+        given = parse_options(options, _WAIT)
+        await self._authority.check(caller, HOTPLUG)
+        return await _answer(self._lifecycle.rescan(_name(caller)), given)
+
+    async def get_function(self, _caller: Caller, _path: str, address: str) -> tuple[str]:
+        return (function_path(self._inventory.get(parse_address(address)).address),)
+
+    async def get_adapter(self, _caller: Caller, _path: str, slot: str) -> tuple[str]:
+        try:
+            found = str(PciSlot.parse(slot))
+        except AddressError as error:
+            raise InvalidArgument(f"{error}.") from error
+        if found not in self._inventory.adapters:
+            raise NoSuchFunction(
+                f"No adapter with SR-IOV is in slot {found}.", "ListFunctions lists the PFs."
+            )
+        return (adapter_path(found),)
+
+    async def list_functions(self, _caller: Caller, _path: str) -> tuple[list[tuple[str, str, str, str]]]:
+        functions = sorted(self._inventory.functions.items())
+        return (
+            [
+                (function_path(address), str(address), "vf" if each.virtual else "pf", each.facts.driver)
+                for address, each in functions
+            ],
+        )
+
+    async def list_vfs(self, _caller: Caller, path: str) -> tuple[list[str]]:
+        vfs = self._inventory.vfs_of(self._objects.address_at(path))
+        return ([function_path(address) for _, address in sorted(vfs.items())],)
+
+    async def wait_job(self, _caller: Caller, path: str, timeout_usec: int) -> tuple[str]:
+        job = self._objects.job_at(path)
+        await job.wait(timeout_usec)
+        return (str(job.state),)
+
+    async def cancel_job(self, caller: Caller, path: str) -> tuple[()]:
+        job = self._objects.job_at(path)
+        await self._authority.check(caller, _ACTION_OF_OPERATION[job.operation])
+        job.cancel()
+        return ()
+
+    async def _authorize(self, caller: Caller, action: str, address: PciAddress) -> None:
+        await self._authority.check(caller, action, {"address": str(address)})
+
+
+def _name(caller: Caller) -> str:
+    return f"uid {caller.uid} ({caller.sender})"
+
+
+def _force(given: Mapping[str, Any]) -> bool:
+    return bool(given.get("force", False))
+
+
+async def _answer(job: Job, given: Mapping[str, Any]) -> JobReply:
+    """Wait for the job as long as the caller will. Raises the job's error."""
+    await job.wait(given.get("wait-usec", _WAIT_USEC))
+    if job.error is not None:
+        raise job.error
+    return job_path(job.number), str(JobState.DONE if job.state.ended else JobState.RUNNING)
+
+
+class SimulatorVerbs:
+    """The handlers of the simulated host's own interface."""
+
+    def __init__(self, simulator: SimulatorControl, authority: Authority) -> None:
+        self._simulator = simulator
+        self._authority = authority
+
+    def handlers(self) -> dict[tuple[str, str], Handler]:
+        """Interface and method name to handler."""
+        verbs: dict[str, Callable[..., tuple[Any, ...] | None]] = {
+            "ListProfiles": lambda: (list(self._simulator.profiles()),),
+            "Plug": lambda profile, address: self._simulator.plug(profile, parse_address(address)),
+            "Unplug": lambda address: self._simulator.unplug(parse_address(address)),
+            "InjectFault": self._inject_fault,
+            "ClearFaults": self._simulator.clear_faults,
+            "OpenDevice": lambda address, pid, name: self._simulator.open_device(
+                parse_address(address), Holder(pid, name)
+            ),
+            "CloseDevice": lambda address: self._simulator.close_device(parse_address(address)),
+            "LoseEvents": self._simulator.lose_events,
+        }
+        return {(SIMULATOR_INTERFACE, name): self._owners_only(verb) for name, verb in verbs.items()}
+
+    def _owners_only(self, verb: Callable[..., tuple[Any, ...] | None]) -> Handler:
+        async def handle(caller: Caller, _path: str, *arguments: Any) -> tuple[Any, ...]:
+            await self._authority.check(caller, SIMULATE)
+            try:
+                return verb(*arguments) or ()
+            except ValueError as error:
+                raise InvalidArgument(f"{error}.") from error
+
+        return handle
+
+    def _inject_fault(self, verb: str, address: str, options: Options) -> None:
+        given = parse_options(options, {"errno": "s", "delay-usec": "t", "hang": "b", "times": "u"})
+        fault = Fault(
+            verb=verb,
+            address=parse_address(address) if address else None,
+            errno=_errno_number(given.get("errno", "")),
+            delay_usec=given.get("delay-usec", 0),
+            hang=given.get("hang", False),
+            times=given.get("times", 0),
+        )
+        self._simulator.inject_fault(fault)
+
+
+def _errno_number(name: str) -> int:
+    number = getattr(errno, name, None) if name.startswith("E") else None
+    if name and not isinstance(number, int):
+        raise InvalidArgument(
+            f"{name[:32]!r} is not the name of an errno.", "Write it as in errno(3), e.g. EIO."
+        )
+    return number or 0

@@ -1,0 +1,191 @@
+"""Runs scripts on adapters: one at a time on each, different adapters side by side, every one with a
+deadline.
+
+Rule: the only place that waits for the kernel. A write that has not come back in its time is abandoned and
+its adapter is stuck, with the evidence, until the write returns; nothing else is tried on that adapter
+meanwhile. Removing or rescanning devices never runs beside another write: kernels of 2025-26 deadlock there
+(drivers/pci/iov.c, pci_rescan_remove_lock).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sriovd.backend.base import Backend, Leftover, Run
+from sriovd.backend.steps import Chain, ChainResult, Script, Verb
+from sriovd.core.errors import BackendFailed, Stuck
+
+_log = logging.getLogger(__name__)
+
+HOST = "host"  # the lane of writes that concern no single adapter
+
+# Seconds that one step may take. Seen: i40e 22 s for 64 VFs, ixgbe over 60 s, mlx5 65 s for 125; an FLR that
+# the kernel gives up takes 65 s and keeps the whole adapter waiting, so a reset is called stuck long before.
+_STEP_DEADLINE_SEC: dict[Verb, float] = {
+    Verb.SET_NUM_VFS: 30.0,
+    Verb.BIND: 30.0,
+    Verb.PROBE: 30.0,
+    Verb.UNBIND: 20.0,
+    Verb.RESET: 10.0,
+    Verb.REMOVE: 60.0,
+    Verb.RESCAN_BUS: 60.0,
+    Verb.RESCAN_PORT: 60.0,
+}
+_OTHER_STEP_DEADLINE_SEC = 5.0
+_PER_VF_DEADLINE_SEC = 1.0
+_PER_VF_VERBS = frozenset({Verb.SET_NUM_VFS, Verb.REMOVE})
+
+
+def chain_deadline_sec(chain: Chain, vf_count: int) -> float:
+    """How long `chain` may take on an adapter where `vf_count` VFs come or go."""
+    return sum(
+        _STEP_DEADLINE_SEC.get(step.verb, _OTHER_STEP_DEADLINE_SEC)
+        + (_PER_VF_DEADLINE_SEC * vf_count if step.verb in _PER_VF_VERBS else 0.0)
+        for step in chain.steps
+    )
+
+
+class _HotplugLock:
+    """Many ordinary writers or one that removes or rescans; who comes first is served first."""
+
+    def __init__(self) -> None:
+        self._writers = 0
+        self._gate = asyncio.Lock()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def hold(self, exclusive: bool) -> AsyncIterator[None]:
+        if exclusive:
+            async with self._gate:
+                await self._idle.wait()
+                yield
+            return
+        async with self._gate:
+            self._writers += 1
+            self._idle.clear()
+        try:
+            yield
+        finally:
+            self._writers -= 1
+            if self._writers == 0:
+                self._idle.set()
+
+
+class Executor:
+    """The lanes of all adapters."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._stuck: dict[str, str] = {}
+        self._hotplug = _HotplugLock()
+        self._watchers: set[asyncio.Task[None]] = set()
+        self.on_stuck: Callable[[str, str], None] = lambda _adapter, _evidence: None
+        self.on_recovered: Callable[[str], None] = lambda _adapter: None
+
+    @asynccontextmanager
+    async def lane(self, adapter: str, *, exclusive: bool = False) -> AsyncIterator[None]:
+        """The right to write to `adapter`; `exclusive`: while nobody writes anywhere. Raises Stuck."""
+        self.refuse_stuck(adapter)
+        async with self._locks.setdefault(adapter, asyncio.Lock()):
+            self.refuse_stuck(adapter)
+            async with self._hotplug.hold(exclusive):
+                yield
+
+    async def run(
+        self,
+        adapter: str,
+        script: Script,
+        *,
+        vf_count: int = 0,
+        on_result: Callable[[ChainResult], None] = lambda _: None,
+        on_start: Callable[[Run], None] = lambda _: None,
+        cleanup: Script | None = None,
+    ) -> Sequence[ChainResult]:
+        """Execute `script`; the caller has the lane. Gives the results of the chains that were tried.
+
+        `cleanup` runs when a write that was abandoned comes back after all. Raises Stuck when a chain is
+        over its deadline, BackendFailed when the helper died.
+        """
+        progress = asyncio.Event()
+        count = 0
+
+        def note(result: ChainResult) -> None:
+            nonlocal count
+            count += 1
+            progress.set()
+            on_result(result)
+
+        run = self._backend.run(adapter, script, note)
+        on_start(run)
+        while not run.finished.done():
+            chain = script.chains[min(count, len(script.chains) - 1)]
+            progress.clear()
+            if not await _settle(run, progress, chain_deadline_sec(chain, vf_count)):
+                self._abandon(adapter, run, cleanup)
+        try:
+            return run.finished.result()
+        except ConnectionError as error:
+            raise BackendFailed(
+                f"{script.title}: {error}.", "See the journal for what it was doing."
+            ) from error
+
+    def adopt(self, leftover: Leftover) -> None:
+        """Treat a former daemon's hanging write as if it were our own."""
+        self._mark(leftover.adapter, f"{leftover.title}: {leftover.evidence}")
+        self._watch(leftover.adapter, leftover.finished, None)
+
+    def _abandon(self, adapter: str, run: Run, cleanup: Script | None) -> None:
+        evidence = str(run.abandon())
+        self._mark(adapter, evidence)
+        self._watch(adapter, run.finished, cleanup)
+        raise _stuck_error(adapter, evidence)
+
+    def _mark(self, adapter: str, evidence: str) -> None:
+        self._stuck[adapter] = evidence
+        self.on_stuck(adapter, evidence)
+
+    def _watch(self, adapter: str, finished: asyncio.Future[Any], cleanup: Script | None) -> None:
+        task = asyncio.create_task(self._await_return(adapter, finished, cleanup))
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    async def _await_return(
+        self, adapter: str, finished: asyncio.Future[Any], cleanup: Script | None
+    ) -> None:
+        await asyncio.wait({finished})
+        if finished.exception() is not None:
+            _log.warning("The helper that hung on adapter %s ended: %s", adapter, finished.exception())
+        if cleanup is not None:
+            await asyncio.wait({self._backend.run(adapter, cleanup, lambda _: None).finished})
+        self._stuck.pop(adapter, None)
+        self.on_recovered(adapter)
+
+    def refuse_stuck(self, adapter: str) -> None:
+        """Raises Stuck while a write on `adapter` hangs."""
+        evidence = self._stuck.get(adapter)
+        if evidence:
+            raise _stuck_error(adapter, evidence)
+
+
+def _stuck_error(adapter: str, evidence: str) -> Stuck:
+    return Stuck(
+        f"Adapter {adapter} is stuck: {evidence}.",
+        "It takes requests again when the kernel returns; a reset that cannot end gives up after 70 s.",
+    )
+
+
+async def _settle(run: Run, progress: asyncio.Event, timeout_sec: float) -> bool:
+    """Wait until a chain has ended or the run has; False when neither came in time."""
+    waiter = asyncio.ensure_future(progress.wait())
+    try:
+        ends: set[asyncio.Future[Any]] = {waiter, run.finished}
+        done, _ = await asyncio.wait(ends, timeout=timeout_sec, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+    return bool(done)

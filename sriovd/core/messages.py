@@ -1,0 +1,44 @@
+"""What sriovd tells the system's journal: one id for each kind of message, so that people can ask for
+exactly those (`journalctl MESSAGE_ID=...`), and fields to filter by (`journalctl
+SRIOVD_ADDRESS=0000:01:00.0`).
+
+Rule: an id never changes its meaning; units/sriovd.catalog explains each, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+
+
+class Message(StrEnum):
+    """The kinds of messages; values are journal message ids (128 bits in hexadecimal)."""
+
+    STARTED = "32ab4a2a1a2a4883bb105fcd55c0a208"
+    JOB_DONE = "4e244a4fabab4ab39b60ef3fca1be46c"
+    JOB_FAILED = "1b17b0eae98f4431a0acd5b28daed435"
+    FUNCTION_ADDED = "89c7dbc8fb9f48d994c3b1db1b596173"
+    FUNCTION_REMOVED = "f1fc47d739fa49f893f2da8adc404656"
+    ADAPTER_STUCK = "de92f68364ca4de88be55515d199e1c5"
+    ADAPTER_UNSTUCK = "5232959913f144779670859b2d5eb330"
+    QUARANTINED = "d43a7d59e54d4309aeeee1f43537b2ff"
+    EVENTS_LOST = "e19868b2cda148739e4cca9175e1095c"
+
+
+FIELDS_ATTRIBUTE = "journal_fields"  # of a LogRecord: extra journal fields by name
+
+_LEVELS = {
+    Message.JOB_FAILED: logging.WARNING,
+    Message.ADAPTER_STUCK: logging.ERROR,
+    Message.QUARANTINED: logging.ERROR,
+    Message.EVENTS_LOST: logging.WARNING,
+}
+
+
+def announce(log: logging.Logger, message: Message, text: str, **fields: str | int) -> None:
+    """Write `text` to the journal as a `message`; each of `fields` becomes SRIOVD_<NAME>."""
+    extra = {
+        "MESSAGE_ID": message.value,
+        **{f"SRIOVD_{name.upper()}": str(value) for name, value in fields.items()},
+    }
+    log.log(_LEVELS.get(message, logging.INFO), "%s", text, extra={FIELDS_ATTRIBUTE: extra})

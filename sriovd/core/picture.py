@@ -1,0 +1,138 @@
+"""Keeps the inventory equal to the host: reads functions when there is a reason to.
+
+Rule: an event is a reason to look, never a state (uevents come late, twice, in odd order or not at all, and
+before their links exist). Events of an adapter on which a job runs wait for the job's end, because the job
+reads everything it has touched anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from sriovd.backend.base import Backend, EventsLost, HostReadError, KernelEvent
+from sriovd.core.inventory import Inventory
+from sriovd.pci import PciAddress, vf_index
+
+_log = logging.getLogger(__name__)
+
+_SLICE = 16  # functions read between two turns of the event loop
+
+
+class Picture:
+    """The inventory's eyes."""
+
+    def __init__(self, backend: Backend, inventory: Inventory) -> None:
+        self._backend = backend
+        self._inventory = inventory
+        self._busy: dict[str, set[PciAddress]] = {}  # adapter -> functions to look at when its job ends
+        self._dirty: set[PciAddress] = set()
+        self._lost = False
+        self._wake = asyncio.Event()
+
+    async def rescan(self) -> None:
+        """Look at everything."""
+        present = self._backend.list_functions()
+        self._inventory.retain(present)
+        await self.refresh(present)
+
+    async def refresh(self, addresses: Iterable[PciAddress]) -> None:
+        """Look at each of `addresses`, giving way to others in between."""
+        for position, address in enumerate(addresses, start=1):
+            self.look_at(address)
+            if position % _SLICE == 0:
+                await asyncio.sleep(0)
+
+    def look_at(self, address: PciAddress) -> None:
+        """Read one function and note what has changed. Contents that make no sense are reported and leave
+        the last good picture in place."""
+        try:
+            facts = self._backend.read_function(address)
+        except HostReadError as error:
+            _log.error("Cannot read %s, its last known state stays: %s", address, error)
+            return
+        if facts is None:
+            self._inventory.drop(address)
+        else:
+            self._inventory.put(facts)
+
+    def begin_job(self, adapter: str) -> None:
+        """Events of `adapter` wait until end_job."""
+        self._busy[adapter] = set()
+
+    async def look_after_job(self, adapter: str, addresses: Iterable[PciAddress]) -> None:
+        """Look at what a job has touched; events of before then have nothing more to say."""
+        touched = list(addresses)
+        self._busy.get(adapter, set()).difference_update(touched)
+        await self.refresh(touched)
+
+    def end_job(self, adapter: str) -> None:
+        """The job is over: what it has not looked at is looked at now."""
+        self._note(self._busy.pop(adapter, set()))
+
+    def look_again(self, adapter: str) -> None:
+        """Look at all functions of `adapter` soon."""
+        known = self._inventory.adapters.get(adapter)
+        for pf in known.physical_functions if known else ():
+            vfs = {*self._inventory.vfs_of(pf).values(), *self._backend.list_virtual_functions(pf).values()}
+            self._note({pf, *vfs})
+
+    async def follow(self) -> None:
+        """Take in events for ever."""
+        reader = asyncio.create_task(self._read_events())
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._catch_up()
+        finally:
+            reader.cancel()
+
+    async def _read_events(self) -> None:
+        async for event in self._backend.events():
+            self._take(event)
+
+    def _take(self, event: KernelEvent) -> None:
+        if isinstance(event, EventsLost):
+            _log.warning("Events were lost, looking at everything: %s", event.reason)
+            self._lost = True
+            self._wake.set()
+            return
+        waiting = self._busy.get(self._adapter_of(event.address))
+        if waiting is None:
+            self._note({event.address})
+        else:
+            waiting.add(event.address)
+
+    def _adapter_of(self, address: PciAddress) -> str:
+        """The adapter that an event is about; a VF that is being created is not in the inventory yet."""
+        function = self._inventory.functions.get(address)
+        if function is not None:
+            return function.adapter
+        return next((slot for slot in self._busy if self._may_hold(slot, address)), str(address.slot))
+
+    def _may_hold(self, slot: str, address: PciAddress) -> bool:
+        """Whether `address` is a place for one of the adapter's VFs."""
+        adapter = self._inventory.adapters.get(slot)
+        for pf in adapter.physical_functions if adapter else ():
+            facts = self._inventory.functions[pf].physical
+            if facts and vf_index(pf, facts.vf_offset, facts.vf_stride, address) is not None:
+                return True
+        return False
+
+    def _note(self, addresses: set[PciAddress]) -> None:
+        if addresses:
+            self._dirty |= addresses
+            self._wake.set()
+
+    async def _catch_up(self) -> None:
+        if self._lost:
+            self._lost = False
+            self._dirty.clear()
+            try:
+                await self.rescan()
+            except HostReadError as error:
+                _log.error("Cannot look at the host, its last known state stays: %s", error)
+        dirty, self._dirty = self._dirty, set()
+        await self.refresh(sorted(dirty))

@@ -1,0 +1,138 @@
+"""Which kernel accesses a verb needs, in which order. Pure: facts in, steps out.
+
+Rule: the fewest writes that are safe. Each chain leaves its function consistent when it ends, and undo()
+takes back exactly what a chain did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sriovd.backend.base import FunctionFacts
+from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
+from sriovd.pci import PciAddress
+
+DEFAULT = "default"  # the driver that the kernel would choose
+NONE = "none"  # no driver, and none shall come
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a function's driver shall be: DEFAULT, NONE or a driver's name."""
+
+    address: PciAddress
+    current: str  # driver now, empty for none
+    wanted: str
+
+
+def is_satisfied(facts: FunctionFacts, wanted: str) -> bool:
+    """Whether nothing need be written. `none` is never taken for granted: the override that keeps drivers
+    away cannot be read without a lock."""
+    if wanted == DEFAULT:
+        return facts.driver not in ("", "vfio-pci", "pci-stub")
+    return wanted != NONE and facts.driver == wanted
+
+
+def bind_chain(binding: Binding) -> Chain:
+    """From the current driver to the wanted one, and a look whether that came true.
+
+    driver_override is set for every named bind, because a VF whose PF has sriov_drivers_autoprobe=0 binds to
+    nothing without it (drivers/pci/pci-driver.c pci_device_can_probe), and before the unbind, because the
+    override decides which drivers match from then on.
+    """
+    address, wanted = binding.address, binding.wanted
+    override = "" if wanted == DEFAULT else wanted
+    steps = [Step(Verb.READ_DRIVER_OVERRIDE, address), Step(Verb.SET_DRIVER_OVERRIDE, address, override)]
+    if binding.current:
+        steps.append(Step(Verb.UNBIND, address, binding.current))
+    if wanted == DEFAULT:
+        steps += [Step(Verb.PROBE, address), Step(Verb.READ_DRIVER, address)]
+    elif wanted == NONE:
+        steps.append(Step(Verb.READ_DRIVER, address, expect=""))
+    else:
+        steps += [Step(Verb.BIND, address, wanted), Step(Verb.READ_DRIVER, address, expect=wanted)]
+    return Chain(address, tuple(steps))
+
+
+def unbind_chain(address: PciAddress, driver: str) -> Chain:
+    """Away from `driver`; the override stays as it is."""
+    return Chain(address, (Step(Verb.UNBIND, address, driver), Step(Verb.READ_DRIVER, address, expect="")))
+
+
+def undo_chain(binding: Binding, done: ChainResult) -> Chain | None:
+    """Back to the driver and the override that `done` (a bind_chain) started from, or None if it has changed
+    nothing.
+
+    The override is rewritten first: the bus refuses the old driver while it names another.
+    """
+    written = {result.step.verb for result in done.results if result.step.writes and result.ok}
+    if not written:
+        return None
+    address, override = binding.address, done.value(Verb.READ_DRIVER_OVERRIDE) or ""
+    original = "" if override == "(null)" else override
+    steps = [Step(Verb.SET_DRIVER_OVERRIDE, address, binding.current or original)]
+    now = _driver_after(binding, done)
+    if now and now != binding.current:
+        steps.append(Step(Verb.UNBIND, address, now))
+    if binding.current and now != binding.current:
+        steps.append(Step(Verb.BIND, address, binding.current))
+    if binding.current and binding.current != original:
+        steps.append(Step(Verb.SET_DRIVER_OVERRIDE, address, original))
+    steps.append(Step(Verb.READ_DRIVER, address, expect=binding.current))
+    return Chain(address, tuple(steps))
+
+
+def _driver_after(binding: Binding, done: ChainResult) -> str:
+    """Which driver the function has after `done`, as far as it got."""
+    read = done.value(Verb.READ_DRIVER)
+    if read is not None:
+        return read
+    unbound = any(result.step.verb is Verb.UNBIND and result.ok for result in done.results)
+    return "" if unbound or not binding.current else binding.current
+
+
+def count_script(pf: FunctionFacts, count: int) -> Script:
+    """From no VFs to `count`, or from any number to none.
+
+    No driver is let near new VFs: one that waits for its PF blocks the write for seconds per VF. The flag is
+    put back in a chain of its own, so that it is also put back when the count is refused.
+    """
+    address, assert_quiet = (
+        pf.address,
+        pf.physical is not None and pf.physical.drivers_autoprobe and count > 0,
+    )
+    write = Step(Verb.SET_NUM_VFS, address, str(count))
+    quiet = (Step(Verb.SET_AUTOPROBE, address, "0"),) if assert_quiet else ()
+    chains = [Chain(address, (*quiet, write))]
+    if assert_quiet:
+        chains.append(Chain(address, (Step(Verb.SET_AUTOPROBE, address, "1"),)))
+    chains.append(Chain(address, (Step(Verb.COUNT_VFS, address),)))
+    return Script(f"setting {count} VFs on {address}", tuple(chains))
+
+
+def probe_script(pf: FunctionFacts | None, chains: tuple[Chain, ...], title: str) -> Script:
+    """`chains` with the PF's VFs open to drivers meanwhile, where their PF keeps drivers away."""
+    if pf is None or pf.physical is None or pf.physical.drivers_autoprobe:
+        return Script(title, chains, stop_on_failure=True)
+    opened = Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "1"),))
+    closed = Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "0"),))
+    return Script(title, (opened, *chains, closed))
+
+
+def reset_script(address: PciAddress) -> Script:
+    """Reset one function by the first of its reset methods."""
+    return Script(f"resetting {address}", (Chain(address, (Step(Verb.RESET, address),)),))
+
+
+def remove_script(pf: FunctionFacts, has_vfs: bool) -> Script:
+    """Take a PF off the bus. Its VFs go first: kernels of 2025 deadlock on themselves when a PF is removed
+    with VFs (commit 05703271c3cd, since reverted)."""
+    address = pf.address
+    chains = [Chain(address, (Step(Verb.SET_NUM_VFS, address, "0"),))] if has_vfs else []
+    chains.append(Chain(address, (Step(Verb.REMOVE, address),)))
+    return Script(f"removing {address}", tuple(chains), stop_on_failure=True)
+
+
+def rescan_script() -> Script:
+    """Look for new functions on all buses."""
+    return Script("rescanning the PCI buses", (Chain(None, (Step(Verb.RESCAN_BUS),)),))

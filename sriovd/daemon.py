@@ -1,0 +1,226 @@
+"""Wires a host, the rules and a bus into one daemon, and lives its life: readiness, watchdog, shutdown.
+
+Rule: the only module that knows all layers. It decides nothing about PFs and VFs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from systemd import daemon as systemd_daemon
+
+from sriovd import __version__
+from sriovd.backend.base import Backend
+from sriovd.bus.contract import Contract, load_contract
+from sriovd.bus.dispatch import Dispatcher
+from sriovd.bus.objects import MANAGER, ROOT, SIMULATOR, SIMULATOR_INTERFACE, Objects
+from sriovd.bus.polkit import Authority
+from sriovd.bus.transport import BusError, Connection
+from sriovd.bus.tree import Tree
+from sriovd.bus.verbs import SimulatorVerbs, Verbs
+from sriovd.core.execute import Executor
+from sriovd.core.inventory import Change, FunctionChange, Inventory
+from sriovd.core.jobs import Job, JobRegistry, JobState
+from sriovd.core.lifecycle import Lifecycle
+from sriovd.core.messages import Message, announce
+from sriovd.core.picture import Picture
+
+_log = logging.getLogger(__name__)
+
+BUS_NAME = "org.sriovd1"
+_CONTRACT_FILE = Path(__file__).parent / "bus" / "org.sriovd1.xml"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`bus`: "system", "session" or a D-Bus address. `private`: nobody but us and our own clients is on
+    it."""
+
+    bus: str
+    private: bool
+
+
+class Daemon:
+    """One daemon on one host and one bus."""
+
+    def __init__(self, backend: Backend, settings: Settings) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._inventory = Inventory()
+        self._picture = Picture(backend, self._inventory)
+        self._executor = Executor(backend)
+        self._jobs = JobRegistry()
+        self._lifecycle = Lifecycle(backend, self._inventory, self._picture, self._executor, self._jobs)
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask run() to end."""
+        self._stop.set()
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until stop(), or until the bus or a part of the daemon fails. Raises RuntimeError then.
+
+        `on_ready` is called when every object is there and the bus name is ours.
+        """
+        began = time.monotonic()
+        connection = await Connection.open(self._settings.bus)
+        dispatcher: Dispatcher | None = None
+        try:
+            await self._backend.start()
+            dispatcher = self._serve(connection)
+            await self._look_around()
+            await connection.request_name(BUS_NAME)
+            self._tell_started(began)
+            on_ready()
+            await self._live(connection)
+        finally:
+            systemd_daemon.notify("STOPPING=1")
+            if dispatcher is not None:
+                await dispatcher.close()
+            await connection.close()
+            await self._backend.stop()
+
+    def _serve(self, connection: Connection) -> Dispatcher:
+        simulator = self._backend.simulator
+        contract = _contract_for(simulated=simulator is not None)
+        tree = Tree(contract, connection.send_signal)
+        objects = Objects(tree, self._inventory, self._jobs)
+        authority = Authority(connection, private=self._settings.private)
+        handlers = Verbs(self._inventory, self._lifecycle, objects, authority).handlers()
+        manager = {
+            "Version": __version__,
+            "Host": self._backend.describe(),
+            "Simulated": simulator is not None,
+        }
+        tree.add(ROOT, {MANAGER: manager})
+        if simulator is not None:
+            tree.add(SIMULATOR, {SIMULATOR_INTERFACE: {}})
+            handlers |= SimulatorVerbs(simulator, authority).handlers()
+        self._keep_journal()
+        return Dispatcher(connection, contract, tree, handlers)
+
+    def _keep_journal(self) -> None:
+        self._executor.on_stuck = self._note_stuck
+        self._executor.on_recovered = self._note_recovered
+        self._inventory.listen(_report_change)
+        objects_on_ended = self._jobs.on_ended
+
+        def end(job: Job) -> None:
+            objects_on_ended(job)
+            _report_job(job)
+
+        self._jobs.on_ended = end
+
+    async def _look_around(self) -> None:
+        await self._picture.rescan()
+        for leftover in await self._backend.find_leftovers():
+            self._executor.adopt(leftover)
+
+    async def _live(self, connection: Connection) -> None:
+        parts = {
+            "the event reader": asyncio.create_task(self._picture.follow()),
+            "the watchdog": asyncio.create_task(_feed_watchdog(connection)),
+            "the wait for the end": asyncio.create_task(self._stop.wait()),
+        }
+        closed = asyncio.ensure_future(connection.closed)
+        await asyncio.wait({closed, *parts.values()}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._stop.is_set():
+            raise RuntimeError(_describe_end(parts, closed))
+        for task in parts.values():
+            task.cancel()
+
+    def _note_stuck(self, adapter: str, evidence: str) -> None:
+        self._inventory.set_stuck(adapter, evidence)
+        announce(_log, Message.ADAPTER_STUCK, f"Adapter {adapter} is stuck: {evidence}.", adapter=adapter)
+
+    def _note_recovered(self, adapter: str) -> None:
+        self._inventory.set_stuck(adapter, "")
+        announce(_log, Message.ADAPTER_UNSTUCK, f"Adapter {adapter} takes requests again.", adapter=adapter)
+        self._picture.look_again(adapter)
+
+    def _tell_started(self, began: float) -> None:
+        count, elapsed_ms = len(self._inventory.functions), (time.monotonic() - began) * 1000
+        announce(
+            _log,
+            Message.STARTED,
+            f"sriovd {__version__} looks after {count} functions of {len(self._inventory.adapters)} adapters"
+            f" on {self._backend.describe()}, ready after {elapsed_ms:.0f} ms.",
+        )
+        systemd_daemon.notify(f"READY=1\nSTATUS={count} functions, {len(self._inventory.adapters)} adapters")
+
+
+def _contract_for(simulated: bool) -> Contract:
+    """The contract as this host offers it: a real one cannot be asked to misbehave."""
+    contract = load_contract(_CONTRACT_FILE)
+    if simulated:
+        return contract
+    interfaces = {name: each for name, each in contract.interfaces.items() if name != SIMULATOR_INTERFACE}
+    return dataclasses.replace(contract, interfaces=interfaces)
+
+
+def _report_change(change: Change) -> None:
+    match change:
+        case FunctionChange(before=None, after=function) if function is not None:
+            text = f"{function} appeared, generation {function.generation}."
+            announce(_log, Message.FUNCTION_ADDED, text, address=str(function.address))
+        case FunctionChange(before=function, after=None) if function is not None:
+            announce(_log, Message.FUNCTION_REMOVED, f"{function} is gone.", address=str(function.address))
+
+
+def _report_job(job: Job) -> None:
+    message = Message.JOB_DONE if job.state is JobState.DONE else Message.JOB_FAILED
+    addresses = " ".join(str(each.address) for each in job.objects[:1])
+    announce(
+        _log,
+        message,
+        f"{job.operation} for {job.requester}: {job.outcome}",
+        job=job.number,
+        operation=job.operation,
+        address=addresses,
+        requester=job.requester,
+        state=str(job.state),
+    )
+
+
+def _describe_end(parts: Mapping[str, asyncio.Task[Any]], closed: asyncio.Future[str]) -> str:
+    if closed.done():
+        return f"the connection to the bus is lost: {closed.result()}"
+    name, task = next((name, task) for name, task in parts.items() if task.done())
+    error = task.exception()
+    _log.error("%s ended", name, exc_info=error)
+    return f"{name} ended: {error}"
+
+
+async def _feed_watchdog(connection: Connection) -> None:
+    """Tell systemd that we live, for as long as a round trip through the bus succeeds: that takes the event
+    loop, the dispatcher's connection and the bus itself. A daemon that only spins starves its watchdog."""
+    interval_usec = int(os.environ.get("WATCHDOG_USEC", "0"))
+    if not interval_usec:
+        await asyncio.get_running_loop().create_future()
+    while True:
+        try:
+            await connection.call(
+                "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.Peer", "Ping"
+            )
+            systemd_daemon.notify("WATCHDOG=1")
+        except BusError as error:
+            _log.warning("The bus does not answer, the watchdog goes unfed: %s", error)
+        await asyncio.sleep(interval_usec / 3e6)
+
+
+async def serve(backend: Backend, settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run a daemon until SIGTERM or SIGINT."""
+    daemon = Daemon(backend, settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    await daemon.run(on_ready)
