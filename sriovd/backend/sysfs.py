@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, Vir
 from sriovd.pci import AddressError, PciAddress, vf_index
 
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+_VIRTFN = re.compile(r"virtfn[0-9]+", re.ASCII)
 _MAX_ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 
 
@@ -55,16 +57,15 @@ class SysfsReader:
         return sorted(physical) + sorted(virtual)
 
     def list_virtual_functions(self, pf: PciAddress) -> dict[int, PciAddress]:
-        """The VFs of `pf` by index, from its virtfn links."""
+        """The VFs of `pf` by index, from its virtfn links. Raises HostReadError."""
         directory = self._directory(pf)
         try:
-            names = os.listdir(directory)
+            names = [name for name in os.listdir(directory) if _VIRTFN.fullmatch(name)]
+            found = {int(name[6:]): self._link_address(f"{directory}/{name}") for name in names}
         except OSError as error:
             if error.errno in _GONE:
                 return {}
-            raise HostReadError(f"{directory}: {error.strerror}") from error
-        links = (name for name in names if name.startswith("virtfn") and name[6:].isdecimal())
-        found = {int(name[6:]): self._link_address(f"{directory}/{name}") for name in links}
+            raise _unreadable(error, directory) from error
         return {index: address for index, address in sorted(found.items()) if address is not None}
 
     def read_function(self, address: PciAddress) -> FunctionFacts | None:
@@ -80,7 +81,7 @@ class SysfsReader:
             if error.errno in _GONE:  # removed while it was read
                 self._static.pop(address, None)
                 return None
-            raise HostReadError(f"{error.filename or directory}: {error.strerror}") from error
+            raise _unreadable(error, directory) from error
 
     def read_iommu_group_members(self, group: int) -> list[str]:
         """The names of all devices in IOMMU group `group`, PCI or not; empty when there is no such group."""
@@ -112,6 +113,19 @@ class SysfsReader:
         virtual: VirtualFacts | None,
     ) -> FunctionFacts:
         static = self._read_static(address, directory)
+        facts = self._read_changing(address, directory, static, physical, virtual)
+        if os.stat(directory).st_ino != static.identity:  # half of it is its successor's
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+        return facts
+
+    def _read_changing(
+        self,
+        address: PciAddress,
+        directory: str,
+        static: _Static,
+        physical: PhysicalFacts | None,
+        virtual: VirtualFacts | None,
+    ) -> FunctionFacts:
         group = _basename_of_link(f"{directory}/iommu_group")
         return FunctionFacts(
             address=address,
@@ -192,6 +206,10 @@ class SysfsReader:
             raise HostReadError(f"{link} points to {name!r}: {error}") from error
 
 
+def _unreadable(error: OSError, directory: str) -> HostReadError:
+    return HostReadError(f"{os.fsdecode(error.filename or directory)}: {error.strerror}")
+
+
 def _basename_of_link(link: str) -> str | None:
     try:
         return os.path.basename(os.readlink(link))
@@ -240,5 +258,5 @@ def _to_number(path: str, text: str, minimum: int, maximum: int, base: int = 0) 
     except ValueError as error:
         raise HostReadError(f"{path} holds {text[:32]!r}, which is not a number") from error
     if not minimum <= number <= maximum:
-        raise HostReadError(f"{path} holds {number}, which is outside {minimum} to {maximum}")
+        raise HostReadError(f"{path} holds {text[:32]!r}, which is outside {minimum} to {maximum}")
     return number

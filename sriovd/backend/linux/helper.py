@@ -1,9 +1,9 @@
 """The helper process: touches the kernel files that may block, so that the daemon never does.
 
-Rule: this file is run as a program, `python -I -S helper.py ROOT STATUS_DIRECTORY DAEMON_PID`, and imports
-only modules that the interpreter has built in or frozen: no site, no package, no json, no signal, because a
-replacement for a hung helper has to be there at once, on slow machines too. For the same reason messages
-are marshal (both ends run the same interpreter) with a 4-byte length in front, on standard input.
+Rule: this file is run as a program, `python -I -S helper.py ROOT STATUS_DIRECTORY`, and imports only modules
+that the interpreter has built in or frozen (no site, no package, no json, no signal), because a replacement
+for a hung helper has to be there at once, on slow machines too. For the same reason messages are marshal
+(both ends run the same interpreter) with a 4-byte length in front, on standard input.
 
 TERM, INT and HUP are blocked by whoever starts it. No parent-death signal is set: a helper whose daemon dies
 must end its chain, since half a chain is an override without its bind. It stops after that chain, because
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         Literal["script"], bool, list[list[StepOrder]]
     ]  # the flag: stop at the first failure
     HoldersOrder = tuple[Literal["holders"], str, list[str]]  # label, absolute paths
-    Order = ScriptOrder | HoldersOrder
+    StopOrder = tuple[Literal["stop"]]  # begin no further chain
+    Order = ScriptOrder | HoldersOrder | StopOrder
     HolderReply = tuple[list[tuple[str, int, str]], int]  # (path, pid, comm) each; processes unreadable
 
 
@@ -114,11 +115,10 @@ _ACCESSES = {"write": _write, "read": _read, "readlink": _readlink, "count": _co
 class Helper:
     """One helper: its root, its status file and its socket."""
 
-    def __init__(self, root: str, status_directory: str, daemon_pid: int) -> None:
+    def __init__(self, root: str, status_directory: str) -> None:
         self._root = root
         self._status_path = f"{status_directory}/{os.getpid()}.json"
         self._status_fd = -1
-        self._daemon_pid = daemon_pid
         self._buffer = bytearray()
 
     def serve(self) -> None:
@@ -126,9 +126,10 @@ class Helper:
         while (job := self._receive()) is not None:
             if self._status_fd < 0:  # the daemon has made the file by the time of the first job
                 self._status_fd = os.open(self._status_path, os.O_WRONLY | os.O_CLOEXEC)
-            self._send(("done", self._do(job)))
+            if job[0] != "stop":  # else it came after the end of the script that it meant
+                self._send(("done", self._do(job)))
 
-    def _do(self, job: "Order") -> object:
+    def _do(self, job: "ScriptOrder | HoldersOrder") -> object:
         if job[0] == "holders":
             _, label, paths = job
             self._report(label, time.monotonic_ns() // 1000)
@@ -145,6 +146,20 @@ class Helper:
             self._buffer += data
         return message  # type: ignore[return-value]  # as runs.py makes it
 
+    def _is_stopped(self) -> bool:
+        """Whether the daemon has said so since the script came. Exits when there is no daemon any more."""
+        os.set_blocking(0, False)
+        try:
+            data = os.read(0, 65536)
+        except BlockingIOError:
+            return False
+        finally:
+            os.set_blocking(0, True)
+        if not data:
+            sys.exit(0)
+        self._buffer += data
+        return unframe(self._buffer) is not None  # nothing else is said during a script
+
     def _send(self, message: object) -> None:
         data = frame(message)
         while data:
@@ -154,8 +169,8 @@ class Helper:
         batch: list[tuple[int, list[StepReply]]] = []
         flushed = time.monotonic_ns()
         for index, orders in enumerate(chains):
-            if os.getppid() != self._daemon_pid:
-                sys.exit(0)
+            if self._is_stopped():
+                break
             replies, ok = self._run_chain(orders)
             batch.append((index, replies))
             if time.monotonic_ns() - flushed >= _FLUSH_NSEC:
@@ -220,9 +235,9 @@ def _main() -> None:
     fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     os.write(fd, b"sriovd-helper")
     os.close(fd)
-    root, status_directory, daemon_pid = sys.argv[1:]
+    root, status_directory = sys.argv[1:]
     try:
-        Helper(root, status_directory, int(daemon_pid)).serve()
+        Helper(root, status_directory).serve()
     except (BrokenPipeError, ConnectionResetError):  # the daemon is gone
         sys.exit(0)
 

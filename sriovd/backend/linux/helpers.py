@@ -39,6 +39,7 @@ class HelperPool:
         self._status_directory = os.path.join(os.path.abspath(run_directory), "helpers")
         self._cap = cap
         self._idle: list[HelperProcess] = []
+        self._leaving: set[HelperProcess] = set()  # told to end, not yet gone
         self._busy: dict[AnyJob, HelperProcess] = {}
         self._abandoned: dict[AnyJob, HelperProcess] = {}
         self._waiting: deque[AnyJob] = deque()
@@ -52,10 +53,10 @@ class HelperPool:
         while len(self._idle) < WARM:
             self._idle.append(self._start_helper())
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the idle helpers; those at work are left behind, and their jobs' futures are cancelled."""
         self._running = False
-        for helper in self._idle:
+        for helper in (*self._idle, *self._leaving):
             helper.forget(remove_status=True)
         for jobs in (self._busy, self._abandoned):
             for job, helper in jobs.items():
@@ -63,13 +64,13 @@ class HelperPool:
                 job.cancel()
         for job in self._waiting:
             job.cancel()
-        for collection in (self._idle, self._busy, self._abandoned, self._waiting):
+        for collection in (self._idle, self._leaving, self._busy, self._abandoned, self._waiting):
             collection.clear()
         self._leftovers.close()
 
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> ScriptRun:
         """Execute `script`, as Backend.run documents."""
-        job = ScriptRun(adapter, script, on_result, self.abandon)
+        job = ScriptRun(adapter, script, on_result, self)
         self._submit(job)
         return job
 
@@ -81,15 +82,19 @@ class HelperPool:
 
     def find_leftovers(self) -> Sequence[Leftover]:
         """What a former daemon process left hanging. Raises OSError."""
-        helpers = [*self._idle, *self._busy.values(), *self._abandoned.values()]
+        helpers = [*self._idle, *self._leaving, *self._busy.values(), *self._abandoned.values()]
         return self._leftovers.find(self._status_directory, frozenset(helper.pid for helper in helpers))
+
+    def stop(self, job: AnyJob) -> None:
+        """Let `job` begin no further chain, as Run.stop documents."""
+        helper = self._busy.get(job) or self._abandoned.get(job)
+        if helper is not None:
+            helper.send(("stop",))
+        self._withdraw(job)
 
     def abandon(self, job: AnyJob) -> Evidence:
         """Free the place of `job`, as Run.abandon documents."""
-        if job in self._waiting:
-            self._waiting.remove(job)
-            job.finish(None)
-            return job.describe_wait()
+        self._withdraw(job)
         helper = self._busy.pop(job, None)
         if helper is not None:
             self._abandoned[job] = helper
@@ -101,6 +106,12 @@ class HelperPool:
     def _submit(self, job: AnyJob) -> None:
         self._waiting.append(job)
         self._dispatch()
+
+    def _withdraw(self, job: AnyJob) -> None:
+        """End `job` if it still waits for a helper."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+            job.finish(None)
 
     def _dispatch(self) -> None:
         """Give waiting jobs to helpers as far as the cap allows."""
@@ -140,6 +151,7 @@ class HelperPool:
         if len(self._idle) < MAX_IDLE:
             self._idle.append(helper)
         else:
+            self._leaving.add(helper)
             helper.release()
 
     def _bury(self, job: AnyJob, how: str) -> None:
@@ -150,9 +162,11 @@ class HelperPool:
         self._dispatch()
 
     def _bury_idle(self, helper: HelperProcess, how: str) -> None:
-        if helper in self._idle:  # else it was released. No replacement: it could die for the same reason
-            self._idle.remove(helper)
-            _log.warning("%s", how)
+        if helper in self._leaving:
+            self._leaving.remove(helper)
+            return
+        self._idle.remove(helper)  # not replaced at once: another could die for the same reason
+        _log.warning("%s", how)
 
     def _warm(self, target: int) -> None:
         """Have `target` helpers in reserve, within the cap."""

@@ -64,7 +64,7 @@ class LinuxBackend:
     async def stop(self) -> None:
         """Let go of everything; hanging helpers are left behind."""
         self._monitor.stop()
-        self._helpers.stop()
+        self._helpers.close()
 
     def events(self) -> AsyncIterator[KernelEvent]:
         """Every uevent of a PCI function since start()."""

@@ -115,7 +115,7 @@ class HelperProcess:
 
 def _spawn(socket_fd: int, root: str, status_directory: str) -> int:
     """Start the program with `socket_fd` as standard input and an empty environment; its pid."""
-    arguments = [sys.executable, "-I", "-S", helper.__file__, root, status_directory, str(os.getpid())]
+    arguments = [sys.executable, "-I", "-S", helper.__file__, root, status_directory]
     return os.posix_spawn(
         sys.executable,
         arguments,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from sriovd.backend.base import Evidence
 from sriovd.backend.linux.registry import now_usec
@@ -76,6 +76,16 @@ class Job(Generic[Result]):
         return Evidence(0, f"{self.title} (not begun)", "", now_usec() - self._submitted_usec)
 
 
+class RunControl(Protocol):
+    """Who knows which helper has a job."""
+
+    def stop(self, job: Job[Any]) -> None:
+        """Let the job's helper begin no further chain."""
+
+    def abandon(self, job: Job[Any]) -> Evidence:
+        """Free the job's place."""
+
+
 class ScriptRun(Job[Sequence[ChainResult]]):
     """A script under way: backend.base.Run."""
 
@@ -84,18 +94,22 @@ class ScriptRun(Job[Sequence[ChainResult]]):
         adapter: str,
         script: Script,
         on_result: Callable[[ChainResult], None],
-        abandon: Callable[[Job[Sequence[ChainResult]]], Evidence],
+        control: RunControl,
     ) -> None:
         super().__init__(adapter, script.title)
         self._script = script
         self._on_result = on_result
-        self._abandon = abandon
+        self._control = control
         self._results: list[ChainResult] = []
 
     def abandon(self) -> Evidence:
         """Stop waiting and free the helper's place; see Run. One that has not begun never will, and
         resolves without results."""
-        return self._abandon(self)
+        return self._control.abandon(self)
+
+    def stop(self) -> None:
+        """Begin no further chain; see Run. One that has not begun resolves without results."""
+        self._control.stop(self)
 
     def order(self) -> ScriptOrder:
         chains = [[_spell(step) for step in chain.steps] for chain in self._script.chains]

@@ -1,0 +1,139 @@
+"""The kernel's own uevents, provoked by writing to a device's `uevent` file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sriovd.backend.base import EventsLost, KernelEvent, Uevent, UeventAction
+from sriovd.backend.linux.uevents import UeventMonitor
+from sriovd.pci import PciAddress
+
+if TYPE_CHECKING:
+    from tests.unit.backend_linux.conftest import Play
+
+_DEVICES = Path("/sys/bus/pci/devices")
+_STORM = 3000
+
+
+@pytest.fixture
+def device() -> Iterator[tuple[PciAddress, int]]:
+    """A PCI function of this machine, and its `uevent` file, open: a write announces a change of nothing."""
+    names = sorted(path.name for path in _DEVICES.iterdir()) if _DEVICES.is_dir() else []
+    if not names:
+        pytest.skip("this machine has no PCI function to announce")
+    try:
+        fd = os.open(_DEVICES / names[0] / "uevent", os.O_WRONLY)
+    except OSError as error:
+        pytest.skip(f"uevents cannot be provoked here: {error.strerror}")
+    yield PciAddress.parse(names[0]), fd
+    os.close(fd)
+
+
+async def _take(monitor: UeventMonitor, count: int) -> list[KernelEvent]:
+    taken: list[KernelEvent] = []
+    async for event in monitor.events():
+        taken.append(event)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def test_events_come_in_order_with_what_recovery_needs(device: tuple[PciAddress, int], play: Play) -> None:
+    address, fd = device
+
+    async def story() -> None:
+        monitor = UeventMonitor()
+        monitor.start()
+        for action in (b"add", b"change", b"bind"):
+            os.write(fd, action)
+        events = [event for event in await _take(monitor, 3) if isinstance(event, Uevent)]
+        monitor.stop()
+        assert [event.action for event in events] == [
+            UeventAction.ADD,
+            UeventAction.CHANGE,
+            UeventAction.BIND,
+        ]
+        for event in events:
+            assert event.address == address
+            assert event.properties["PCI_SLOT_NAME"] == str(address)
+            assert event.properties.keys() <= {"PCI_SLOT_NAME", "DRIVER"}
+
+    play(story())
+
+
+def test_an_overrun_buffer_is_told_after_the_last_event_and_listening_goes_on(
+    device: tuple[PciAddress, int], play: Play
+) -> None:
+    _, fd = device
+
+    async def story() -> None:
+        monitor = UeventMonitor(receive_buffer_bytes=1)
+        monitor.start()
+        for _ in range(2):  # and once more
+            for _ in range(_STORM):
+                os.write(fd, b"change")
+            events: list[KernelEvent] = []
+            async for event in monitor.events():
+                events.append(event)
+                if isinstance(event, EventsLost):
+                    assert "bytes overran" in event.reason
+                    break
+            assert 1 < len(events) < _STORM
+            os.write(fd, b"add")
+            (after,) = await _take(monitor, 1)
+            assert isinstance(after, Uevent)
+            assert after.action is UeventAction.ADD
+        monitor.stop()
+
+    play(story())
+
+
+def test_a_large_buffer_holds_a_storm(device: tuple[PciAddress, int], play: Play) -> None:
+    address, fd = device
+
+    async def story() -> None:
+        monitor = UeventMonitor()
+        monitor.start()
+        for _ in range(_STORM):
+            os.write(fd, b"change")
+        events = await _take(monitor, _STORM)
+        monitor.stop()
+        assert {(event.action, event.address) for event in events if isinstance(event, Uevent)} == {
+            (UeventAction.CHANGE, address)
+        }
+        assert not any(isinstance(event, EventsLost) for event in events)
+
+    play(story())
+
+
+def test_what_is_no_pci_function_is_ignored(device: tuple[PciAddress, int], play: Play) -> None:
+    async def story() -> None:
+        monitor = UeventMonitor(subsystem="net")
+        monitor.start()
+        Path("/sys/class/net/lo/uevent").write_bytes(b"change")
+        with pytest.raises(TimeoutError):  # nothing may come, and the loop has read what there was
+            await asyncio.wait_for(_take(monitor, 1), 0.1)
+        monitor.stop()
+
+    play(story())
+
+
+def test_stop_ends_the_iterator_and_closes_the_socket(play: Play) -> None:
+    async def story() -> None:
+        UeventMonitor().stop()  # never started: nothing to do
+        before = len(os.listdir("/proc/self/fd"))
+        monitor = UeventMonitor()
+        monitor.start()
+        consumer = asyncio.create_task(_take(monitor, 1_000_000))
+        await asyncio.sleep(0)
+        monitor.stop()
+        await consumer
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    play(story())
