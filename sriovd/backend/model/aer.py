@@ -144,12 +144,16 @@ class AerCapability:
         logged = 0
         if unmasked and not self._first_error_valid(earlier):
             logged = self._log_first_error(unmasked, tlp_header)
-        fatal = unmasked & self._masks._register(Aer.UNCORRECTABLE_SEVERITY)
         return tuple(
             AerRecord(severity, bits, tlp_header if bits & logged else None, self._reporting(severity))
-            for severity, bits in ((AerSeverity.NONFATAL, unmasked & ~fatal), (AerSeverity.FATAL, fatal))
-            if bits
+            for severity, bits in self.severities(unmasked).items()
         )
+
+    def severities(self, status: int) -> dict[AerSeverity, int]:
+        """Uncorrectable bits by the severity that software gave them; only severities that have a bit."""
+        fatal = status & self._masks._register(Aer.UNCORRECTABLE_SEVERITY)
+        both = {AerSeverity.NONFATAL: status & ~fatal, AerSeverity.FATAL: fatal}
+        return {severity: bits for severity, bits in both.items() if bits}
 
     def log_correctable(self, status: int) -> tuple[AerRecord, ...]:
         """Log correctable errors; one record if any is unmasked. Raises ValueError for a bit not its own."""

@@ -188,7 +188,7 @@ class ConfigSpace:
         return self._visible(0, self.size)
 
     def check_access(self, offset: int, width: int) -> None:
-        """Raises ValueError, naming the offset, unless 1, 2 or 4 aligned bytes within the space are meant."""
+        """Raises ValueError, naming the offset, unless 1, 2 or 4 aligned bytes of the space are meant."""
         if width not in ACCESS_WIDTHS:
             raise ValueError(f"configuration access at {offset:#x}: width {width}, must be 1, 2 or 4 bytes")
         if offset < 0 or offset + width > self.size:

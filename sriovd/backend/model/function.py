@@ -147,7 +147,12 @@ class FunctionModel(ABC):
         if not self.reachable:
             return ()
         records = aer.log_uncorrectable(status, tlp_header)
-        self._record(records, status & UNSUPPORTED_REQUEST_BIT)
+        detected = DeviceStatus(0)
+        for severity in aer.severities(status):
+            detected |= DETECTED[severity]
+        if status & UNSUPPORTED_REQUEST_BIT:
+            detected |= DeviceStatus.UNSUPPORTED_REQUEST_DETECTED
+        self._record(detected, records)
         return records
 
     def inject_correctable(self, status: int) -> tuple[AerRecord, ...]:
@@ -156,7 +161,7 @@ class FunctionModel(ABC):
         if not self.reachable:
             return ()
         records = aer.log_correctable(status)
-        self._record(records, 0)
+        self._record(DETECTED[AerSeverity.CORRECTED], records)
         return records
 
     def _build(self, profile_kind: type[MsixProfile], kind: type[MsixCapability]) -> MsixCapability | None:
@@ -179,13 +184,11 @@ class FunctionModel(ABC):
         enable, serr = REPORTING[severity]
         return bool(device_control & enable or command & serr)
 
-    def _record(self, records: tuple[AerRecord, ...], unsupported_request: int) -> None:
-        for record in records:
-            self.express.record_error(DETECTED[record.severity])
-            if record.reported and record.severity is not AerSeverity.CORRECTED:
-                self._signal_system_error()
-        if unsupported_request:
-            self.express.record_error(DeviceStatus.UNSUPPORTED_REQUEST_DETECTED)
+    def _record(self, detected: DeviceStatus, records: tuple[AerRecord, ...]) -> None:
+        """Device Status tells what was detected, whether masked, reported or neither (7.5.3.5)."""
+        self.express.record_error(detected)
+        if any(record.reported and record.severity is not AerSeverity.CORRECTED for record in records):
+            self._signal_system_error()
 
     def _signal_system_error(self) -> None:
         """Signaled System Error is set when the message left with SERR# Enable set (7.5.1.1.4)."""

@@ -17,9 +17,17 @@ def build_space() -> ConfigSpace:
 
 @pytest.mark.parametrize(
     ("offset", "width", "names"),
-    [(0x41, 2, "0x41: not aligned"), (0x42, 4, "0x42: not aligned"), (0x40, 3, "width 3"), (0x40, 8, "width 8"),
-     (0x40, 0, "width 0"), (0x100, 1, "0x100\\+1: outside"), (-4, 4, "outside"), (4096, 4, "0x1000\\+4: outside")],
-)  # fmt: skip
+    [
+        (0x41, 2, "0x41: not aligned"),
+        (0x42, 4, "0x42: not aligned"),
+        (0x40, 3, "width 3"),
+        (0x40, 8, "width 8"),
+        (0x40, 0, "width 0"),
+        (0x100, 1, r"0x100\+1: outside"),
+        (-4, 4, "outside"),
+        (4096, 4, r"0x1000\+4: outside"),
+    ],
+)
 def test_a_bad_access_is_named(offset: int, width: int, names: str) -> None:
     space = build_space()
     with pytest.raises(ValueError, match=names):

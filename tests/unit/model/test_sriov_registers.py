@@ -13,8 +13,16 @@ import pytest
 from sriovd.backend.model import Adapter, PhysicalFunctionModel
 from sriovd.backend.model.profiles import PROFILES
 from sriovd.backend.model.registers import Sriov, SriovControl
-from sriovd.pci import PciAddress
-from tests.unit.model.cards import build_adapter, build_pf, disable_vfs, enable_vfs, sriov_read, sriov_write
+from sriovd.backend.model.sriov import SriovProfile
+from tests.unit.model.cards import (
+    SLOT,
+    build_adapter,
+    build_pf,
+    disable_vfs,
+    enable_vfs,
+    sriov_read,
+    sriov_write,
+)
 
 # offset, width, reset | VFE=0: after ones, after zeros | VFE=1 with 3 VFs: before, after ones, after zeros
 IGB_TABLE = [
@@ -133,9 +141,8 @@ def test_counts_follow_registers_that_were_set_behind_the_models_back() -> None:
 
 @pytest.mark.parametrize(
     ("written", "reads"),
-    [(0x001, 0x001), (0x002, 0x002), (0x010, 0x010), (0x400, 0x400), (0x004, 0x001), (0x003, 0x001), (0x553, 0x001),
-     (0, 0x001), (0x8000_0000, 0x001)],
-)  # fmt: skip
+    [(1, 1), (2, 2), (0x10, 0x10), (0x400, 0x400), (4, 1), (3, 1), (0x553, 1), (0, 1), (0x8000_0000, 1)],
+)
 def test_system_page_size_takes_one_supported_bit(written: int, reads: int) -> None:
     pf = build_pf("igb")
     sriov_write(pf, Sriov.SYSTEM_PAGE_SIZE, 4, written)
@@ -205,9 +212,10 @@ def test_offset_and_stride_change_with_ari_and_num_vfs(
 def build_migrating_pf() -> PhysicalFunctionModel:
     """An igb whose capability has VF migration."""
     igb = PROFILES["igb"]
-    aer, ari, sriov = igb.pf.extended
-    pf = replace(igb.pf, extended=(aer, ari, replace(sriov, capabilities=1)))  # type: ignore[call-arg]
-    return Adapter(replace(igb, pf=pf), PciAddress.parse("0000:01:00.0")).physical_functions[0]
+    extended = tuple(
+        replace(x, capabilities=1) if isinstance(x, SriovProfile) else x for x in igb.pf.extended
+    )
+    return Adapter(replace(igb, pf=replace(igb.pf, extended=extended)), SLOT).physical_functions[0]
 
 
 def test_vf_migration_bits_exist_where_the_capability_says_so() -> None:

@@ -1,0 +1,1 @@
+"""The model compared, write by write, with the devices that QEMU emulates."""
