@@ -1,0 +1,230 @@
+"""The simulated host: backend.base.Backend and its SimulatorControl, put together from their parts.
+
+Rule: wiring only. What it reads comes from the tree through backend/sysfs.py, as on the real host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+
+from sriovd.backend.base import (
+    DriverState,
+    Fault,
+    FunctionFacts,
+    Holder,
+    KernelEvent,
+    Leftover,
+)
+from sriovd.backend.model import PROFILES
+from sriovd.backend.simulated.device import Device, Rule
+from sriovd.backend.simulated.driver_rules import load_driver
+from sriovd.backend.simulated.drivers import DRIVERS, Driver, Probe
+from sriovd.backend.simulated.host import Host
+from sriovd.backend.simulated.hotplug_rules import add_host_bridge, scan, surprise_remove
+from sriovd.backend.simulated.kernel import Call, SimulatedKernel
+from sriovd.backend.simulated.runner import SimulatedRun, drive
+from sriovd.backend.simulated.sriov_rules import disable_sriov
+from sriovd.backend.simulated.tree import Tree
+from sriovd.backend.steps import ChainResult, Script
+from sriovd.backend.sysfs import SysfsReader
+from sriovd.pci import PciAddress
+
+# what `make run` and `make demo` show: adapter profile and the address of its PF
+DEFAULT_MACHINE = (
+    ("igb", "0000:01:00.0"),
+    ("igb", "0000:02:00.0"),
+    ("nvme", "0000:03:00.0"),
+    ("dlb", "0000:05:00.0"),
+)
+NOT_LOADED = frozenset({"uio_pci_generic"})  # modules that exist and that nobody has loaded
+
+
+class SimulatedBackend:
+    """A host that is a directory tree.
+
+    `root`: an empty or absent directory, which becomes its /sys. `fixture`: a recorded tree to start from,
+    as fixture.py reads it; else `machine`: adapters as (profile, address). `time_scale`: seconds that a
+    second of the kernel takes; 0 for no time. `drivers`: in the order of their registration; `not_loaded`:
+    which of them are modules not loaded. Raises FileExistsError, ValueError.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        machine: Iterable[tuple[str, str]] = DEFAULT_MACHINE,
+        time_scale: float = 0.0,
+        drivers: Sequence[Driver] = DRIVERS,
+        not_loaded: Collection[str] = NOT_LOADED,
+    ) -> None:
+        self.host = Host(Tree(root), disable_sriov)
+        self.kernel = SimulatedKernel(self.host)
+        self.time_scale = time_scale
+        self._reader = SysfsReader(root)
+        self._runs: set[SimulatedRun] = set()
+        self._leftovers: list[SimulatedRun] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        for driver in drivers:
+            if driver.name in not_loaded:
+                self.host.known_modules[driver.name] = driver
+            else:
+                self.host.register_driver(driver)
+        add_host_bridge(self.host, 0)
+        for profile, address in machine:
+            self.host.machine.plug(PROFILES[profile], PciAddress.parse(address))
+        self.kernel.execute(scan(self.host))
+
+    @property
+    def simulator(self) -> SimulatedBackend:
+        """The knobs: this object has them."""
+        return self
+
+    def describe(self) -> str:
+        """What it is."""
+        return "simulated"
+
+    async def start(self) -> None:
+        """Begin to listen for events."""
+        self.host.uevents.open()
+
+    async def stop(self) -> None:
+        """Let go; runs that the kernel has not given back are leftovers for the next start()."""
+        self.host.uevents.close()
+        for run in self._runs:
+            run.detach()
+            self._leftovers.append(run)
+
+    def events(self) -> AsyncIterator[KernelEvent]:
+        """Every event since start(), in the kernel's order unless a fault says otherwise."""
+        return self.host.uevents.listen()
+
+    def list_functions(self) -> Sequence[PciAddress]:
+        """Every PF and VF, PFs first. Raises HostReadError."""
+        return self._reader.list_functions()
+
+    def list_virtual_functions(self, pf: PciAddress) -> Mapping[int, PciAddress]:
+        """The VFs of `pf` by index. Raises HostReadError."""
+        return self._reader.list_virtual_functions(pf)
+
+    def read_function(self, address: PciAddress) -> FunctionFacts | None:
+        """The PF or VF at `address`. Raises HostReadError."""
+        return self._reader.read_function(address)
+
+    def driver_state(self, driver: str) -> DriverState:
+        """Whether the driver is registered, has a module, or is not known."""
+        if driver in self.host.drivers:
+            return DriverState.LOADED
+        return DriverState.NOT_LOADED if driver in self.host.known_modules else DriverState.UNKNOWN
+
+    async def find_holders(self, addresses: Sequence[PciAddress]) -> Mapping[PciAddress, Sequence[Holder]]:
+        """The processes that hold the VFIO group of each address open, by process id."""
+        found = {address: self._holders(address) for address in addresses}
+        return {address: holders for address, holders in found.items() if holders}
+
+    def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> SimulatedRun:
+        """Execute `script`. `finished` has the chains that were tried."""
+        run = SimulatedRun(self.kernel, adapter, script, on_result, self.time_scale)
+        self._runs.add(run)
+        run.task.add_done_callback(lambda _task: self._runs.discard(run))
+        return run
+
+    async def find_leftovers(self) -> Sequence[Leftover]:
+        """The runs that stop() left hanging and that still do."""
+        self._leftovers = [run for run in self._leftovers if not run.task.done()]
+        return [Leftover(run.adapter, run.title, run.describe(), _outcome(run)) for run in self._leftovers]
+
+    def profiles(self) -> Sequence[str]:
+        """The adapters that can be plugged in."""
+        return tuple(PROFILES)
+
+    def plug(self, profile: str, address: PciAddress) -> None:
+        """Hot-add an adapter with its PF at `address`. Raises ValueError naming what is wrong."""
+        if profile not in PROFILES:
+            raise ValueError(f"no adapter profile {profile!r}; there are {', '.join(PROFILES)}")
+        self.host.machine.plug(PROFILES[profile], address)
+        self._spawn(scan(self.host))
+
+    def unplug(self, address: PciAddress) -> None:
+        """Surprise-remove the adapter with the PF at `address`. Raises ValueError."""
+        self._spawn(surprise_remove(self.host, self.host.machine.unplug(address)))
+
+    def inject_fault(self, fault: Fault) -> None:
+        """Arm a fault. Its delay is in real time. Raises ValueError."""
+        self.host.faults.inject(fault)
+
+    def clear_faults(self) -> None:
+        """Disarm all faults; what hangs returns."""
+        self.host.faults.clear()
+        self.host.notify()
+
+    def open_device(self, address: PciAddress, holder: Holder) -> None:
+        """Let a process hold the VFIO group of `address` open. Raises ValueError unless on vfio-pci."""
+        self._vfio_device(address).holders.append(holder)
+
+    def close_device(self, address: PciAddress) -> None:
+        """Let all its holders close it; it may be bound no more by now."""
+        dev = self.host.devices.get(address)
+        if dev is not None:
+            dev.holders.clear()
+        self.host.notify()
+
+    def lose_events(self, count: int) -> None:
+        """Drop the next `count` events; EventsLost follows."""
+        self.host.uevents.lose(count)
+
+    def load_driver(self, name: str) -> None:
+        """What modprobe does. Raises ValueError for a module that does not exist."""
+        if name not in self.host.known_modules:
+            raise ValueError(f"no module has a driver {name!r} that is not loaded")
+        self._spawn(load_driver(self.host, name))
+
+    def assign_resources(self, address: PciAddress) -> None:
+        """Give an NVMe VF queues and interrupts, so that the nvme driver can have it. Raises ValueError."""
+        dev = self.host.devices.get(address)
+        if dev is None or dev.physfn is None:
+            raise ValueError(f"{address} is no VF")
+        dev.has_resources = True
+
+    def _spawn(self, rule: Rule[None]) -> None:
+        """Run what no user asked for: a hotplug interrupt, a module being loaded."""
+
+        def begin() -> Rule[bytes]:
+            yield from rule
+            return b""
+
+        call = Call(self.host, begin())
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.kernel.execute(rule)
+            return
+        task = loop.create_task(drive(call, self.kernel, self.time_scale))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _holders(self, address: PciAddress) -> Sequence[Holder]:
+        dev = self.host.devices.get(address)
+        members = self.host.group_devices(dev) if dev else []
+        return tuple(
+            sorted(
+                {holder for member in members for holder in member.holders}, key=lambda holder: holder.pid
+            )
+        )
+
+    def _vfio_device(self, address: PciAddress) -> Device:
+        dev = self.host.devices.get(address)
+        if dev is None or dev.driver is None or dev.driver.driver.probe is not Probe.VFIO:
+            raise ValueError(f"{address} is not bound to vfio-pci")
+        return dev
+
+
+def _outcome(run: SimulatedRun) -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def resolve(_task: asyncio.Task[None]) -> None:
+        if not future.done():
+            future.set_result(None)
+
+    run.task.add_done_callback(resolve)
+    return future

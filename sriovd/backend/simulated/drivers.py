@@ -1,0 +1,144 @@
+"""PCI drivers as data: what they match, what they do when they probe, and what becomes of VFs.
+
+Rule: a driver's peculiarity is a field here and never a condition on its name elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+ANY = -1
+MSEC = 1000
+
+
+class Probe(StrEnum):
+    """What a driver's probe function demands of a function."""
+
+    ANYTHING = "anything"
+    VFIO = "vfio"  # no VFs enabled; an IOMMU group
+    RESOURCES = "resources"  # a VF needs queues and interrupts assigned (NVMe 1.4, 8.5)
+
+
+@dataclass(frozen=True, slots=True)
+class PciId:
+    """A row of a driver's match table; ANY matches everything. `override_only`: drivers/pci/pci-driver.c
+    matches the row only for a function whose driver_override names the driver."""
+
+    vendor: int = ANY
+    device: int = ANY
+    class_code: int = ANY
+    override_only: bool = False
+
+    def matches(self, vendor: int, device: int, class_code: int) -> bool:
+        """Whether the row fits these ids."""
+        return (
+            self.vendor in (ANY, vendor)
+            and self.device in (ANY, device)
+            and self.class_code in (ANY, class_code)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SriovSupport:
+    """A driver's sriov_configure. `limit`: what it allows (pci_sriov_set_totalvfs), 0 the capability's
+    TotalVFs; `grants`: how many VFs it enables at most, however many are asked for, 0 for all;
+    `disables_on_remove`: whether unbinding the PF's driver destroys its VFs; `parameter`: the module's
+    switch that turns it on."""
+
+    limit: int = 0
+    grants: int = 0
+    disables_on_remove: bool = False
+    parameter: str = ""
+    enable_usec: int = 0
+    disable_usec: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A PCI driver. `module`: the kernel module that has it, empty if built in. `manages_dma`: it may share
+    an IOMMU group with a user (driver_managed_dma). `enables`: it enables the function and its DMA."""
+
+    name: str
+    ids: tuple[PciId, ...] = ()
+    module: str = ""
+    probe: Probe = Probe.ANYTHING
+    sriov: SriovSupport | None = None
+    has_netdev: bool = False
+    has_error_handlers: bool = False
+    manages_dma: bool = False
+    enables: bool = True
+    probe_usec: int = 20 * MSEC
+    remove_usec: int = 20 * MSEC
+
+
+@dataclass(slots=True, eq=False)
+class DriverObject:
+    """A registered driver: what user space added to its match table, and its module's parameters."""
+
+    driver: Driver
+    dynamic_ids: list[PciId] = field(default_factory=list)
+
+    @property
+    def directory(self) -> str:
+        """Its directory below the root."""
+        return f"bus/pci/drivers/{self.driver.name}"
+
+
+NVME_CLASS = 0x010802
+BRIDGE_CLASS = 0x060400
+
+# The order is that of registration, in which drivers_probe tries them. The times are those of a stock 6.12
+# kernel under emulation.
+DRIVERS = (
+    Driver("pcieport", (PciId(class_code=BRIDGE_CLASS),), manages_dma=True, has_error_handlers=True),
+    Driver(
+        "igb",
+        (PciId(0x8086, 0x10C9),),
+        module="igb",
+        sriov=SriovSupport(
+            limit=7, disables_on_remove=True, enable_usec=380 * MSEC, disable_usec=1000 * MSEC
+        ),
+        has_netdev=True,
+        has_error_handlers=True,
+        probe_usec=400 * MSEC,
+        remove_usec=120 * MSEC,
+    ),
+    Driver(
+        "igbvf",
+        (PciId(0x8086, 0x10CA),),
+        module="igbvf",
+        has_netdev=True,
+        has_error_handlers=True,
+        probe_usec=30 * MSEC,
+        remove_usec=30 * MSEC,
+    ),
+    Driver(
+        "nvme",
+        (PciId(class_code=NVME_CLASS),),
+        module="nvme",
+        probe=Probe.RESOURCES,
+        sriov=SriovSupport(),
+        has_error_handlers=True,
+        probe_usec=70 * MSEC,
+        remove_usec=60 * MSEC,
+    ),
+    Driver("dlb", (PciId(0x1234, 0x0D1B),), module="dlb", sriov=SriovSupport(), has_error_handlers=True),
+    Driver("dlbvf", (PciId(0x1234, 0x0D1C),), module="dlbvf", has_error_handlers=True),
+    Driver(
+        "vfio-pci",
+        (PciId(override_only=True),),
+        module="vfio_pci",
+        probe=Probe.VFIO,
+        sriov=SriovSupport(disables_on_remove=True, parameter="enable_sriov"),
+        has_error_handlers=True,
+        manages_dma=True,
+        enables=False,
+        probe_usec=25 * MSEC,
+        remove_usec=40 * MSEC,
+    ),
+    Driver(
+        "pci-stub", module="pci_stub", manages_dma=True, enables=False, probe_usec=3 * MSEC, remove_usec=MSEC
+    ),
+    Driver("uio_pci_generic", module="uio_pci_generic", probe_usec=3 * MSEC, remove_usec=MSEC),
+)

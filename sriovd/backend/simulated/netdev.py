@@ -1,0 +1,50 @@
+"""Network interfaces of NIC drivers: the directory below the PCI device and the link in the class.
+
+Rule: the kernel's own names, ethN with the lowest free N (net/core/dev.c dev_alloc_name); udev, which would
+rename them, is no part of the kernel.
+"""
+
+from __future__ import annotations
+
+from sriovd.backend.simulated.device import Device
+from sriovd.backend.simulated.iommu import NumberPool
+from sriovd.backend.simulated.tree import File, Tree
+
+_FIRST_INDEX = 2  # 1 is the loopback's
+_PREFIX = "eth"
+
+
+def _files(dev: Device, number: int) -> tuple[File, ...]:
+    """net/core/net-sysfs.c, what tools ask for. Addresses are locally administered and say the routing
+    id."""
+    mac = f"02:00:00:{dev.address.domain & 0xFF:02x}:{dev.address.bus:02x}:{dev.address.rid & 0xFF:02x}"
+    texts = {
+        "address": mac, "addr_len": "6", "dev_id": "0x0", "dev_port": "0", "flags": "0x1002",
+        "ifindex": str(_FIRST_INDEX + number), "iflink": str(_FIRST_INDEX + number), "mtu": "1500",
+        "operstate": "down", "type": "1",
+    }  # fmt: skip
+    return tuple(File(name, 0o444, f"{text}\n".encode()) for name, text in texts.items())
+
+
+def add_netdev(tree: Tree, numbers: NumberPool, dev: Device) -> None:
+    """Register the interface of `dev`."""
+    number = numbers.take()
+    dev.net_interface = f"{_PREFIX}{number}"
+    directory = f"{dev.directory}/net/{dev.net_interface}"
+    tree.make_directory(directory)
+    tree.populate(directory, _files(dev, number))
+    tree.link(f"{directory}/device", dev.directory)
+    tree.link(f"{directory}/subsystem", "class/net")
+    tree.link(f"class/net/{dev.net_interface}", directory)
+
+
+def remove_netdev(tree: Tree, numbers: NumberPool, dev: Device) -> None:
+    """Unregister it, if there is one."""
+    if not dev.net_interface:
+        return
+    tree.unlink(f"class/net/{dev.net_interface}")
+    tree.remove_directory(f"{dev.directory}/net")
+    number = dev.net_interface.removeprefix(_PREFIX)
+    if number.isdecimal():
+        numbers.give_back(int(number))
+    dev.net_interface = ""

@@ -1,0 +1,137 @@
+"""Resets: drivers/pci/pci.c pci_reset_function and the attributes `reset` and `reset_method` (Linux 6.12).
+
+Rule: every function names the kernel function that it stands for. A reset saves the registers, resets the
+model and writes them back, so what it loses is what the kernel does not save.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from sriovd.backend.model import PhysicalFunctionModel, Reset, VirtualFunctionModel
+from sriovd.backend.model.function import find_profile
+from sriovd.backend.model.power import PowerProfile
+from sriovd.backend.simulated.device import Device, FixedFunction, Kind, Rule, Wait
+from sriovd.backend.simulated.drivers import MSEC
+from sriovd.backend.simulated.host import Host
+from sriovd.backend.simulated.parse import PAGE_BYTES, cut_text, fail, parse_unsigned, same_text
+
+RESET_USEC = 100 * MSEC  # pcie_flr: msleep(100)
+GIVE_UP_USEC = 65_535 * MSEC  # pci_dev_wait: "not ready 65535ms after FLR; giving up"
+_KINDS = {"flr": Reset.FUNCTION, "pm": Reset.FUNCTION, "bus": Reset.HOT}
+_LIVE = ("config",)
+
+
+def list_reset_methods(
+    model: PhysicalFunctionModel | VirtualFunctionModel, alone_on_bus: bool
+) -> tuple[str, ...]:
+    """pci_init_reset_methods: pcie_reset_flr, pci_pm_reset, pci_reset_bus_function, in this order."""
+    methods = ["flr"] if model.express.profile.has_flr else []
+    power = find_profile(model.profile.capabilities, PowerProfile)
+    if power is not None and not power.no_soft_reset:
+        methods.append("pm")
+    if alone_on_bus:
+        methods.append("bus")
+    return tuple(methods)
+
+
+def store_reset(host: Host, dev: Device, data: bytes) -> Rule[None]:
+    """reset_store, pci_reset_function: the lock of the bridge above (since 6.11) and the device's. EINVAL:
+    not 1. ENOTTY: no method is enabled, or the device does not come back."""
+    try:
+        wanted = parse_unsigned(data, 64)
+    except OSError:
+        fail(errno.EINVAL)
+    if wanted != 1:
+        fail(errno.EINVAL)
+    if not dev.reset_methods:
+        fail(errno.ENOTTY)
+    if dev.port is None:
+        yield from _reset_locked(host, dev)
+        return
+    yield from dev.port.lock.take()
+    try:
+        yield from _reset_locked(host, dev)
+    finally:
+        dev.port.lock.release()
+
+
+def store_reset_method(host: Host, dev: Device, data: bytes) -> Rule[None]:
+    """reset_method_store: an empty line disables, `default` restores, names select in their order. EINVAL: a
+    method that the device has not; then nothing changes."""
+    if len(data) >= PAGE_BYTES - 1:
+        fail(errno.EINVAL)
+    supported = supported_methods(host, dev)
+    if same_text(data, ""):
+        dev.reset_methods = ()
+    elif same_text(data, "default"):
+        dev.reset_methods = supported
+    else:
+        names = tuple(
+            name.strip() for name in cut_text(data).decode("ascii", "replace").split(" ") if name.strip("\n")
+        )
+        if any(name not in supported for name in names):
+            fail(errno.EINVAL)
+        dev.reset_methods = names
+    host.refresh(dev, ("reset_method",))
+    yield from ()
+
+
+def supported_methods(host: Host, dev: Device) -> tuple[str, ...]:
+    """What the device could do now; a bus reset only while it has the bus for itself."""
+    if isinstance(dev.model, FixedFunction):
+        return ()
+    return list_reset_methods(dev.model, is_alone(host, dev))
+
+
+def is_alone(host: Host, dev: Device) -> bool:
+    """pci_parent_bus_reset: nothing else on the bus, and a bridge above."""
+    others = host.bus_population[dev.address.domain, dev.address.bus] - dev.registered
+    return dev.kind is not Kind.VIRTUAL and dev.port is not None and others == 0
+
+
+def _reset_locked(host: Host, dev: Device) -> Rule[None]:
+    yield from dev.lock.take()
+    try:
+        yield from _reset(host, dev)
+    finally:
+        dev.lock.release()
+
+
+def _reset(host: Host, dev: Device) -> Rule[None]:
+    """pci_dev_save_and_disable, __pci_reset_function_locked, pci_dev_restore."""
+    model = dev.model
+    if isinstance(model, FixedFunction):
+        fail(errno.ENOTTY)
+    if not model.reachable:
+        yield Wait("pci_dev_wait", GIVE_UP_USEC)
+        fail(errno.ENOTTY)
+    saved = model.config_bytes()
+    if isinstance(model, PhysicalFunctionModel):
+        _reset_pf(model, dev.reset_methods[0])
+    else:
+        model.function_level_reset()
+    yield Wait("pci_dev_wait", RESET_USEC)
+    _restore(host, dev, saved)
+
+
+def _reset_pf(model: PhysicalFunctionModel, method: str) -> None:
+    if method == "bus":
+        model.adapter.hot_reset()
+    elif method == "pm":
+        model.reset(_KINDS[method])
+    else:
+        model.function_level_reset()
+
+
+def _restore(host: Host, dev: Device, saved: bytes) -> None:
+    """pci_restore_state and pci_restore_iov_state: the PF's VFs come back with it, as after power-on: theirs
+    nobody has saved."""
+    if isinstance(dev.model, PhysicalFunctionModel):
+        dev.model.load_config(saved)
+        for vf in host.list_vfs(dev):
+            vf.model = dev.model.virtual_function(vf.vf_index)
+            host.refresh(vf, _LIVE)
+    elif isinstance(dev.model, VirtualFunctionModel):
+        dev.model.config.load(saved)
+    host.refresh(dev, _LIVE)

@@ -1,0 +1,93 @@
+"""The uevents of the simulated host on their way to the one who listens, with the misfortunes that may meet
+them.
+
+Rule: order is the kernel's unless a fault says otherwise. Knows no device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from enum import StrEnum
+
+from sriovd.backend.base import EventsLost, Fault, KernelEvent, Uevent
+
+
+class EventFault(StrEnum):
+    """Fault verbs that concern uevents instead of accesses; the fault's address is the event's."""
+
+    LOSE = "lose-event"  # dropped, EventsLost follows
+    DELAY = "delay-event"  # arrives delay_usec late, others overtake it
+    REORDER = "reorder-event"  # arrives after its successor
+
+
+class UeventQueue:
+    """From the first `open` on, everything emitted, in order."""
+
+    def __init__(self) -> None:
+        self._events: deque[KernelEvent] = deque()
+        self._arrived = asyncio.Event()
+        self._open = False
+        self._held: Uevent | None = None
+        self._to_lose = 0
+
+    def open(self) -> None:
+        """Begin to listen."""
+        self._open = True
+
+    def close(self) -> None:
+        """Stop listening; what was not fetched is gone and the iterator ends."""
+        self._open = False
+        self._events.clear()
+        self._held = None
+        self._arrived.set()
+
+    def lose(self, count: int) -> None:
+        """Drop the next `count` events."""
+        self._to_lose += count
+
+    def emit(self, event: Uevent, fault: Fault | None = None) -> None:
+        """Send an event, with what `fault` does to it."""
+        if not self._open:
+            return
+        if self._to_lose or (fault and fault.verb == EventFault.LOSE):
+            self._to_lose = max(0, self._to_lose - 1)
+            self._report_loss()
+        elif fault and fault.verb == EventFault.DELAY:
+            asyncio.get_running_loop().call_later(fault.delay_usec / 1e6, self._deliver, event)
+        elif fault and fault.verb == EventFault.REORDER and self._held is None:
+            self._held = event
+        else:
+            self._deliver(event)
+
+    async def listen(self) -> AsyncIterator[KernelEvent]:
+        """The events; ends at close()."""
+        while self._open:
+            while self._events:
+                yield self._events.popleft()
+            self._arrived.clear()
+            if self._open:
+                await self._arrived.wait()
+
+    def drain(self) -> list[KernelEvent]:
+        """Everything that has arrived and nobody has fetched."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def _deliver(self, event: Uevent) -> None:
+        if not self._open:
+            return
+        self._events.append(event)
+        if self._held is not None:
+            self._events.append(self._held)
+            self._held = None
+        self._arrived.set()
+
+    def _report_loss(self) -> None:
+        """net/netlink/af_netlink.c netlink_overrun: one error however many are dropped, until it has been
+        read."""
+        if not self._events or not isinstance(self._events[-1], EventsLost):
+            self._events.append(EventsLost("the simulated socket was overrun"))
+        self._arrived.set()
