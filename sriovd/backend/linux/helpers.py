@@ -104,6 +104,9 @@ class HelperPool:
         return job.describe_wait() if helper is None else helper.read_evidence()
 
     def _submit(self, job: AnyJob) -> None:
+        if not self._running:  # a late caller, while the daemon ends
+            job.cancel()
+            return
         self._waiting.append(job)
         self._dispatch()
 
@@ -115,7 +118,7 @@ class HelperPool:
 
     def _dispatch(self) -> None:
         """Give waiting jobs to helpers as far as the cap allows."""
-        while self._running and self._waiting and len(self._busy) < self._cap:
+        while self._waiting and len(self._busy) < self._cap:
             job = self._waiting.popleft()
             if job.finished.done():  # cancelled meanwhile
                 continue

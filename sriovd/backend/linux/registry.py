@@ -194,7 +194,8 @@ def read_start_time(pid: int) -> int | None:
 
 
 def read_wchan(pid: int) -> str:
-    """The kernel function that process `pid` sleeps in; empty if it is not asleep or that cannot be seen."""
+    """The kernel function that process `pid` sleeps in, or the top of its kernel stack where that is not
+    told; empty if neither can be seen."""
     wchan = _read_proc(f"/proc/{pid}/wchan").strip()
     if wchan not in ("", "0"):
         return wchan

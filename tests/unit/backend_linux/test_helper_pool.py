@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sriovd.backend.linux import registry
 from sriovd.backend.linux.process import HelperProcess
 from sriovd.backend.linux.registry import Record, read_start_time
 from sriovd.backend.steps import Step, Verb
@@ -377,6 +378,32 @@ def test_files_of_the_dead_and_the_idle_are_removed(
             assert not path.exists()
 
     play(story())
+
+
+def test_a_run_after_the_end_is_cancelled(open_pool: OpenPool, play: Play, make_script: MakeScript) -> None:
+    async def story() -> None:
+        async with open_pool() as pool:
+            pass
+        assert pool.run("x", make_script(), _ignore).finished.cancelled()
+
+    play(story())
+
+
+@pytest.mark.parametrize(
+    ("wchan", "stack", "expected"),
+    [
+        ("pci_dev_wait", "", "pci_dev_wait"),
+        ("0", "[<0>] msleep+0x2c/0x40\n[<0>] pci_dev_wait+0xd5/0x1c0\n", "msleep"),
+        ("0", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_kernel_function_comes_from_wchan_or_the_stack(
+    monkeypatch: pytest.MonkeyPatch, wchan: str, stack: str, expected: str
+) -> None:
+    files = {"/proc/1/wchan": wchan, "/proc/1/stack": stack}
+    monkeypatch.setattr(registry, "_read_proc", files.__getitem__)
+    assert registry.read_wchan(1) == expected
 
 
 def test_a_status_file_can_be_read_by_people(tree: FakeTree, open_pool: OpenPool, play: Play) -> None:
