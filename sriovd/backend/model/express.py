@@ -85,11 +85,7 @@ class ExpressCapability:
         self.profile = profile
         self._config = config
         self._initiate_flr = initiate_flr
-        config.attach(
-            Behaviour(
-                profile.offset + Express.DEVICE_CONTROL, 2, decide=self._drop_flr, commit=self._start_flr
-            )
-        )
+        config.attach(Behaviour(profile.offset + Express.DEVICE_CONTROL, 2, commit=self._start_flr))
         config.attach(Behaviour(profile.offset + Express.DEVICE_STATUS, 2, view=self._show_status))
 
     @property
@@ -102,10 +98,8 @@ class ExpressCapability:
         offset = self.profile.offset + Express.DEVICE_STATUS
         self._config.poke(offset, 2, self._config.peek(offset, 2) | detected)
 
-    def _drop_flr(self, _old: int, proposed: int) -> int:
-        return proposed & ~DeviceControl.INITIATE_FLR
-
     def _start_flr(self, _old: int, proposed: int) -> None:
+        """The bit always reads 0: the reset that it starts clears it along with the register."""
         if proposed & DeviceControl.INITIATE_FLR:
             self._initiate_flr()
 
