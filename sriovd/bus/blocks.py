@@ -26,18 +26,21 @@ class InterfaceBlock:
             name: entry_writer(name, prop.signature) for name, prop in interface.properties.items()
         }
 
-    def check_complete(self, path: str, values: Mapping[str, Value]) -> None:
-        """Raises ContractMismatch unless `values` has exactly the properties, WireError when one cannot be
-        sent.
+    def encode_complete(self, path: str, values: Mapping[str, Value]) -> bytes:
+        """The entries of `values`, which must be all properties, as they follow an 8-byte boundary.
+
+        Raises ContractMismatch when one is missing or unknown, WireError when one cannot be sent.
         """
         if values.keys() != self._names:
             wrong = ", ".join(sorted(values.keys() ^ self._names))
-            raise ContractMismatch(
-                f"{path}: missing or unknown properties of {self.interface.name}: {wrong}"
-            )
-        scratch = Buffer()
-        for name, value in values.items():
-            self._write_checked(path, scratch, name, value)
+            raise ContractMismatch(f"{path}: missing or unknown in {self.interface.name}: {wrong}")
+        entries = Buffer()
+        try:
+            for name, value in values.items():
+                self._writers[name](entries, value)
+        except WireError as error:
+            raise WireError(f"{path}: {self.interface.name}.{error}") from None
+        return bytes(entries)
 
     def check(self, path: str, name: str, value: Value) -> None:
         """Raises ContractMismatch when the property does not exist or never changes, WireError as above."""
@@ -46,7 +49,10 @@ class InterfaceBlock:
             raise ContractMismatch(f"{path}: {self.interface.name} has no property '{name}'")
         if prop.emits is EmitsChanged.CONST:
             raise ContractMismatch(f"{path}: {self.interface.name}.{name} is constant, not {value!r}")
-        self._write_checked(path, Buffer(), name, value)
+        try:
+            self._writers[name](Buffer(), value)
+        except WireError as error:
+            raise WireError(f"{path}: {self.interface.name}.{error}") from None
 
     def check_constant(self, path: str, old: Mapping[str, Value], new: Mapping[str, Value]) -> None:
         """Raises ContractMismatch when a constant property differs."""
@@ -76,9 +82,3 @@ class InterfaceBlock:
         self.write_properties(buffer, shown)
         _write_strings(buffer, invalidated)
         return buffer
-
-    def _write_checked(self, path: str, buffer: Buffer, name: str, value: Value) -> None:
-        try:
-            self._writers[name](buffer, value)
-        except WireError as error:
-            raise WireError(f"{path}: {self.interface.name}.{error}") from None

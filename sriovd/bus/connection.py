@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from sriovd.bus.calls import (
@@ -32,6 +33,7 @@ from sriovd.bus.wire import Buffer, WireError, close_fds, encode_body
 BUS = "org.freedesktop.DBus"
 BUS_PATH = "/org/freedesktop/DBus"
 CALL_TIMEOUT_S = 25.0  # what libdbus and sd-bus use
+CLOSE_TIMEOUT_S = 2.0
 
 _MISSING = {
     f"{BUS}.Error.ServiceUnknown",
@@ -81,9 +83,16 @@ class Connection:
         (connection.unique_name,) = await connection.call(BUS, BUS_PATH, BUS, "Hello")
         return connection
 
+    @property
+    def queued_bytes(self) -> int:
+        """How much of what was sent the kernel has not taken yet, because the bus reads slowly."""
+        return self._queue.waiting_bytes
+
     async def close(self) -> None:
-        """Send what is queued, then disconnect."""
-        await self._queue.drain()
+        """Send what is queued, as far as the bus takes it within CLOSE_TIMEOUT_S, then disconnect."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._queue.drain()
         self._lose("closed by ourselves")
 
     async def request_name(self, name: str) -> None:

@@ -88,13 +88,15 @@ class Receiver:
         self._buffer = bytearray()
         self._discard = 0  # bytes of an oversized message still to come
         self._closed = False
-        self._loop.add_reader(sock, self._on_readable)
+        self._paused = False  # not reading until what has come is handled
+        self._number = sock.fileno()
+        self._loop.add_reader(self._number, self._on_readable)
 
     def close(self) -> None:
         """Stop reading and close the descriptors that no message has taken."""
         if not self._closed:
             self._closed = True
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._number)
             self.fds.close()
 
     def _on_readable(self) -> None:
@@ -110,7 +112,6 @@ class Receiver:
             self._on_lost("the bus closed the connection")
             return
         self._buffer += data
-        self._loop.remove_reader(self._sock)
         self._handle_some()
 
     def _handle_some(self) -> None:
@@ -124,10 +125,18 @@ class Receiver:
                 self._on_lost(f"the bus sent nonsense: {error}")
                 return
             if frame is None:
-                self._loop.add_reader(self._sock, self._on_readable)
+                self._set_paused(False)
                 return
             self._on_frame(frame)
+        self._set_paused(True)
         self._loop.call_soon(self._handle_some)
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused and not self._paused:
+            self._loop.remove_reader(self._number)
+        elif self._paused and not paused:
+            self._loop.add_reader(self._number, self._on_readable)
+        self._paused = paused
 
     def _next_frame(self) -> Frame | None:
         """Cut the next message off the buffer; None when it is not complete yet."""

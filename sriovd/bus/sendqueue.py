@@ -57,6 +57,11 @@ class SendQueue:
             self._armed = True
             self._loop.call_soon(self._write_first)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much has been queued and not yet been taken by the kernel."""
+        return self._waiting_bytes
+
     async def drain(self) -> None:
         """Wait until everything queued has been handed to the kernel, or the queue is closed."""
         await self._empty.wait()
@@ -70,6 +75,7 @@ class SendQueue:
         for _, fds in self._waiting:
             _close_all(fds)
         self._waiting.clear()
+        self._waiting_bytes = 0
         self._empty.set()
 
     def _write_first(self) -> None:

@@ -43,18 +43,18 @@ class _Pending:
     """What has happened to one object since the last flush.
 
     announced: the interfaces that clients know of. replaced: those known belonged to an object that is gone.
-    old: the announced values of changed properties, by interface.
+    old: the announced values of changed properties, by interface. encoded: what a new object's properties
+    became when they were checked, by interface; without those changed since.
     """
 
     announced: frozenset[str]
     replaced: bool = False
     old: dict[str, dict[str, Value]] = field(default_factory=dict)
+    encoded: dict[str, bytes] = field(default_factory=dict)
 
 
 class Tree:
-    """The objects of one bus connection. schedule: runs a function soon; the event loop's call_soon by
-    default.
-    """
+    """The objects of one bus connection. schedule: runs a function soon, as the event loop does."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Tree:
         if not is_object_path(path) or path in self._objects:
             problem = "taken" if path in self._objects else "not an object path"
             raise ContractMismatch(f"'{path}' is {problem}")
-        self._check_complete(path, interfaces)
+        encoded = self._encode_complete(path, interfaces)
         self._objects[path] = {name: dict(values) for name, values in interfaces.items()}
         self._count(path, 1)
-        self._touch(path, frozenset())
+        self._touch(path, frozenset()).encoded = encoded
 
     def remove(self, path: str) -> None:
         """The object is gone. Raises NoSuchObject."""
@@ -97,6 +97,7 @@ class Tree:
         pending = self._touch(path, announced)
         pending.replaced = True
         pending.old.clear()
+        pending.encoded.clear()
 
     def update(self, path: str, interface: str, changes: Mapping[str, Value]) -> None:
         """New values for some properties of an object; equal ones announce nothing.
@@ -113,6 +114,7 @@ class Tree:
         if not changed:
             return
         pending = self._touch(path, frozenset(self._objects[path]))
+        pending.encoded.pop(interface, None)
         old = pending.old.setdefault(interface, {})
         for name, value in changed.items():
             old.setdefault(name, values[name])
@@ -125,12 +127,13 @@ class Tree:
         Raises NoSuchObject, ContractMismatch, WireError; then nothing has changed.
         """
         current = self._interfaces(path)
-        self._check_complete(path, interfaces)
+        self._encode_complete(path, interfaces)
         kept = [name for name in interfaces if name in current]
         for name in kept:
             self._blocks[name].check_constant(path, current[name], interfaces[name])
         pending = self._touch(path, frozenset(current))
         for name in current.keys() - interfaces.keys():  # should it come back before the flush
+            pending.encoded.pop(name, None)
             pending.old[name] = {**current[name], **pending.old.get(name, _NOTHING)}
         for name in kept:
             self.update(path, name, interfaces[name])
@@ -177,7 +180,7 @@ class Tree:
             if path != self.root:
                 buffer += bytes(-len(buffer) & 7)
                 _write_path(buffer, path)
-                self._write_interfaces(buffer, interfaces)
+                self._write_interfaces(buffer, interfaces, {})
         end_array(buffer, mark)
         return buffer
 
@@ -221,7 +224,7 @@ class Tree:
         if added and path != self.root:
             buffer = Buffer()
             _write_path(buffer, path)
-            self._write_interfaces(buffer, added)
+            self._write_interfaces(buffer, added, item.encoded)
             self._emit(self.root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", buffer)
 
     def _announce_removed(self, path: str, names: frozenset[str]) -> None:
@@ -239,19 +242,26 @@ class Tree:
             if body is not None:
                 self._emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", body)
 
-    def _write_interfaces(self, buffer: Buffer, interfaces: Values) -> None:
+    def _write_interfaces(self, buffer: Buffer, interfaces: Values, encoded: Mapping[str, bytes]) -> None:
         mark = begin_array(buffer, 8)
         for name, values in interfaces.items():
             buffer += bytes(-len(buffer) & 7)
             _write_string(buffer, name)
-            self._blocks[name].write_properties(buffer, values)
+            if name in encoded:
+                properties = begin_array(buffer, 8)
+                buffer += encoded[name]
+                end_array(buffer, properties)
+            else:
+                self._blocks[name].write_properties(buffer, values)
         end_array(buffer, mark)
 
-    def _check_complete(self, path: str, interfaces: Values) -> None:
-        for name, values in interfaces.items():
+    def _encode_complete(self, path: str, interfaces: Values) -> dict[str, bytes]:
+        for name in interfaces:
             if name not in self._blocks:
                 raise ContractMismatch(f"{path}: the contract has no interface '{name}'")
-            self._blocks[name].check_complete(path, values)
+        return {
+            name: self._blocks[name].encode_complete(path, values) for name, values in interfaces.items()
+        }
 
     def _interfaces(self, path: str) -> dict[str, dict[str, Value]]:
         if path not in self._objects:

@@ -1,0 +1,1 @@
+"""The D-Bus layer against a private bus, with busctl and dbus-next itself as the clients."""
