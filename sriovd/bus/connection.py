@@ -78,9 +78,13 @@ class Connection:
 
     @classmethod
     async def open(cls, address: str) -> Connection:
-        """Connect to "system", "session" or a D-Bus address. Raises ConnectFailed."""
+        """Connect to "system", "session" or a D-Bus address. Raises ConnectFailed, or another BusError."""
         connection = cls(await connect_socket(address))
-        (connection.unique_name,) = await connection.call(BUS, BUS_PATH, BUS, "Hello")
+        try:
+            (connection.unique_name,) = await connection.call(BUS, BUS_PATH, BUS, "Hello")
+        except BaseException:
+            connection._lose("the bus did not say hello")
+            raise
         return connection
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sriovd.bus.calls import BadBody
+from sriovd.bus.calls import BadBody, BusError
 from sriovd.bus.tree import NoSuchObject
 from sriovd.bus.wire import WireError
 from sriovd.core import errors as core
@@ -132,6 +132,8 @@ def reply_for(error: BaseException, doing: str = "the operation") -> ReplyError:
         return ReplyError(InvalidArgs.name, str(error))
     if isinstance(error, NoSuchObject):
         return ReplyError(UnknownObject.name, str(error))
+    if isinstance(error, BusError):
+        return ReplyError(OWN + "BackendFailed", f"{doing}: {error}")
     if isinstance(error, asyncio.CancelledError):
         return ReplyError(OWN + "Cancelled", f"{doing} was cancelled")
     return _incident_reply(error, doing)

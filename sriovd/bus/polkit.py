@@ -49,10 +49,15 @@ class Authority:
         """
         if caller.uid in self._trusted:
             return
-        if caller.interactive:
-            authorized, challenge = await self._ask_until_gone(caller, action, details or {})
-        else:
-            authorized, challenge = await self._ask(caller, action, details or {}, "")
+        try:
+            if caller.interactive:
+                authorized, challenge = await self._ask_until_gone(caller, action, details or {})
+            else:
+                authorized, challenge = await self._ask(caller, action, details or {}, "")
+        except ServiceMissing:
+            raise NotAuthorized(f"{action} needs root: this bus has no polkit to ask") from None
+        except BusError as error:
+            raise NotAuthorized(f"polkit did not decide on {action}: {error}") from error
         if not authorized:
             raise _refusal(action, challenge, caller.interactive)
 
@@ -78,17 +83,12 @@ class Authority:
     async def _ask(
         self, caller: Caller, action: str, details: Mapping[str, str], cancellation_id: str
     ) -> tuple[bool, bool]:
-        """Polkit's answer: authorized, and whether a password could make it so. Raises NotAuthorized."""
+        """Polkit's answer: authorized, and whether a password could make it so. Raises BusError."""
         subject = ("system-bus-name", {"name": Variant("s", caller.sender)})
         flags = ALLOW_USER_INTERACTION if caller.interactive else 0
         timeout_s = DIALOG_TIMEOUT_S if caller.interactive else DECISION_TIMEOUT_S
-        try:
-            body = (subject, action, details, flags, cancellation_id)
-            (result,) = await self._call("CheckAuthorization", "(sa{sv})sa{ss}us", body, timeout_s)
-        except ServiceMissing:
-            raise NotAuthorized(f"{action} needs root: this bus has no polkit to ask") from None
-        except BusError as error:
-            raise NotAuthorized(f"polkit did not decide on {action}: {error}") from error
+        body = (subject, action, details, flags, cancellation_id)
+        (result,) = await self._call("CheckAuthorization", "(sa{sv})sa{ss}us", body, timeout_s)
         return result[0], result[1]
 
     async def _cancel(self, cancellation_id: str) -> None:

@@ -25,6 +25,8 @@ from sriovd.bus.calls import BadBody, ConnectFailed
 from sriovd.bus.message import Field, MalformedMessage
 from sriovd.bus.signature import Value, Variant
 
+CONNECT_TIMEOUT_S = 25.0
+
 _BUS_TYPES = {"system": BusType.SYSTEM, "session": BusType.SESSION}
 _SIGNATURES_KEPT = 512
 _FIELDS_TYPE = SignatureTree("a(yv)").types[0]
@@ -50,7 +52,11 @@ class Header:
 async def connect_socket(address: str) -> socket.socket:
     """A connected, authenticated socket to "system", "session" or a D-Bus address. Raises ConnectFailed."""
     try:
-        return await _connect_any(address)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await _connect_any(address)
+    except TimeoutError:
+        reason = f"no answer within {CONNECT_TIMEOUT_S:g} s"
+        raise ConnectFailed(f"cannot connect to the bus at '{address}': {reason}") from None
     except (OSError, AuthError, InvalidAddressError, ValueError, KeyError) as error:
         raise ConnectFailed(f"cannot connect to the bus at '{address}': {error}") from error
 
@@ -122,6 +128,9 @@ async def _connect_any(address: str) -> socket.socket:
         except (OSError, AuthError) as error:
             sock.close()
             last_error = error
+        except BaseException:
+            sock.close()
+            raise
     raise last_error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sriovd.bus import transport
 from sriovd.bus.calls import (
     CallTimedOut,
     ConnectFailed,
@@ -31,6 +32,20 @@ async def test_a_bus_that_is_not_there_is_named(tmp_path: Path) -> None:
     for address in (f"unix:path={tmp_path}/none", "nonsense", "tcp:host=localhost,port=1"):
         with pytest.raises(ConnectFailed, match=f"cannot connect to the bus at '{address}'"):
             await Connection.open(address)
+
+
+@in_loop
+async def test_a_bus_that_accepts_and_then_says_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/mute")
+        listener.listen()
+        before = open_fds()
+        with pytest.raises(ConnectFailed, match=r"no answer within 0\.1 s"):
+            await Connection.open(f"unix:path={tmp_path}/mute")
+        assert open_fds() <= before
 
 
 @in_loop

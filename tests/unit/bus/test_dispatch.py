@@ -12,6 +12,7 @@ from dbus_next.signature import Variant as LibraryVariant
 from sriovd.bus.contract import ContractMismatch, load_contract
 from sriovd.bus.dispatch import Dispatcher
 from sriovd.bus.limits import Limits
+from sriovd.bus.message import MAX_MESSAGE_BYTES
 from sriovd.bus.private import PrivateBus
 from sriovd.bus.tree import ROOT
 
@@ -221,6 +222,22 @@ async def test_a_flood_is_refused_and_hurts_nobody_else(bus: PrivateBus) -> None
         assert set(refused) == {STANDARD + "LimitsExceeded"}
         assert "too many calls: 20 at once, then 1 per second" in replies[-1].body[0]
         assert (await other.call("WhoAmI")).error_name is None
+
+
+@in_loop
+async def test_what_no_message_can_hold_is_refused_and_the_connection_lives(
+    bus: PrivateBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_service(bus.address) as service, Client.connected(bus.address) as client:
+        service.tree.update(object_path(0), THING, {"Driver": "x" * MAX_MESSAGE_BYTES})
+        for call in (("Get", "ss", THING, "Driver"), ("GetAll", "s", THING)):
+            reply = await client.call(*call, interface=PROPERTIES)
+            assert reply.error_name == STANDARD + "LimitsExceeded"
+            assert f"more than the {MAX_MESSAGE_BYTES} bytes of a message" in reply.body[0]
+        assert client.signals == []
+        assert f"PropertiesChanged of {object_path(0)} was not sent" in caplog.text
+        assert (await client.call("WhoAmI")).body[0] == client.name
+        assert not service.connection.closed.done()
 
 
 @in_loop

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sriovd
 from sriovd.bus.errors import ERRORS, LimitsExceeded, reply_for
 from sriovd.bus.limits import CallLimiter, Limits
 from sriovd.bus.options import parse_options
 from sriovd.bus.paths import encode_path_element, is_object_path, parent_of
 from sriovd.bus.signature import Variant
 from sriovd.core import errors as core
+
+
+def test_one_module_alone_imports_the_bus_library() -> None:
+    folder = Path(sriovd.__file__).parent
+    users = {
+        str(path.relative_to(folder)) for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and "dbus_next" in ast.unparse(node)
+    }  # fmt: skip
+    assert users == {"bus/transport.py"}
 
 
 def test_every_error_of_core_is_in_the_table_under_its_own_name() -> None:
