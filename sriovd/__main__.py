@@ -1,4 +1,7 @@
-"""sriovd's command line, and nothing else: which host, which bus, how much to say."""
+"""sriovd's command line, and nothing else: which host, which bus, how much to say.
+
+What only one way of running needs is imported where it runs: a daemon that D-Bus activates is waited for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from systemd import journal
 
 from sriovd import __version__
 from sriovd.backend.base import Backend
-from sriovd.bus.private import PrivateBus
 from sriovd.core.messages import FIELDS_ATTRIBUTE
 from sriovd.daemon import Settings, serve
 
@@ -70,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--uevent-buffer",
         type=int,
-        default=int(os.environ.get("SRIOVD_UEVENT_BUFFER", 128 << 20)),
+        default=int(os.environ.get("SRIOVD_UEVENT_BUFFER", "134217728")),
         metavar="BYTES",
         help="size of the uevent socket's buffer (default: 128 MiB, or SRIOVD_UEVENT_BUFFER)",
     )
@@ -105,6 +106,10 @@ def _open_bus(given: argparse.Namespace) -> Iterator[Settings]:
     if not given.private_bus:
         yield Settings(bus=given.bus, private=given.bus not in ("system", "session"))
         return
+    import tempfile
+
+    from sriovd.bus.private import PrivateBus
+
     with (
         tempfile.TemporaryDirectory(prefix="sriovd-bus-") as directory,
         PrivateBus.start(Path(directory)) as bus,
@@ -122,7 +127,9 @@ def _open_host(given: argparse.Namespace) -> Iterator[Backend]:
 
         yield LinuxBackend(root=given.root or "/sys", receive_buffer_bytes=given.uevent_buffer)
         return
-    from sriovd.backend.simulated.host import SimulatedBackend
+    import tempfile
+
+    from sriovd.backend.simulated.backend import SimulatedBackend
 
     with tempfile.TemporaryDirectory(prefix="sriovd-host-") as directory:
         root = given.root or directory
@@ -153,11 +160,11 @@ class _JournalHandler(logging.Handler):
                 PRIORITY=str(journal.JournalHandler.map_priority(record.levelno)),
                 SYSLOG_IDENTIFIER="sriovd",
                 CODE_FILE=record.pathname,
-                CODE_LINE=str(record.lineno),
+                CODE_LINE=record.lineno,
                 CODE_FUNC=record.funcName,
                 **fields,
             )
-        except OSError:
+        except (OSError, ValueError):  # a daemon does not die of its own log
             self.handleError(record)
 
 

@@ -20,11 +20,12 @@ from systemd import daemon as systemd_daemon
 
 from sriovd import __version__
 from sriovd.backend.base import Backend
+from sriovd.bus.calls import BusError
+from sriovd.bus.connection import Connection
 from sriovd.bus.contract import Contract, load_contract
 from sriovd.bus.dispatch import Dispatcher
 from sriovd.bus.objects import MANAGER, ROOT, SIMULATOR, SIMULATOR_INTERFACE, Objects
 from sriovd.bus.polkit import Authority
-from sriovd.bus.transport import BusError, Connection
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
 from sriovd.core.execute import Executor
@@ -209,7 +210,7 @@ async def _feed_watchdog(connection: Connection) -> None:
     while True:
         try:
             await connection.call(
-                "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.Peer", "Ping"
+                "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetId"
             )
             systemd_daemon.notify("WATCHDOG=1")
         except BusError as error:
