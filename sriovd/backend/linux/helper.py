@@ -125,7 +125,7 @@ class Helper:
         """Do jobs until the daemon closes the socket or is gone."""
         while (job := self._receive()) is not None:
             if self._status_fd < 0:  # the daemon has made the file by the time of the first job
-                self._status_fd = os.open(self._status_path, os.O_WRONLY | os.O_CLOEXEC)
+                self._status_fd = _open_status(self._status_path)
             if job[0] != "stop":  # else it came after the end of the script that it meant
                 self._send(("done", self._do(job)))
 
@@ -202,6 +202,13 @@ class Helper:
 
     def _report(self, label: str, began_usec: int) -> None:
         os.pwrite(self._status_fd, format_step(label, began_usec), 0)
+
+
+def _open_status(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # somebody has emptied the directory: no reason not to work
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def find_holders(paths: frozenset[str]) -> "HolderReply":

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from sriovd.backend.linux.helpers import HelperPool
-from sriovd.backend.steps import Chain, Script, Step, Verb
+from sriovd.backend.linux.registry import Record
+from sriovd.backend.steps import Chain, Script, Step
 from sriovd.pci import PciAddress
 
 DEADLINE_SECONDS = 20.0
@@ -55,6 +56,14 @@ class FakeTree:
     def read_released(self, index: int = -1) -> bytes:
         """What has been written to a released FIFO."""
         return os.read(self._readers[index], 4096)
+
+    def read_records(self) -> list[Record]:
+        """The status files of all helpers."""
+        return [Record.decode(path.read_bytes()) for path in (self.run_directory / "helpers").iterdir()]
+
+    def read_working(self) -> list[Record]:
+        """The status files of the helpers that have a job."""
+        return [record for record in self.read_records() if record.adapter]
 
     def close(self) -> None:
         """Release what still hangs, and close everything."""
@@ -130,8 +139,3 @@ def make_script() -> MakeScript:
         return Script("a test", tuple(Chain(FUNCTION, steps) for steps in chains), stop_on_failure)
 
     return make
-
-
-@pytest.fixture
-def reset_step() -> Step:
-    return Step(Verb.RESET, FUNCTION)
