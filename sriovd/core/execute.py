@@ -142,6 +142,7 @@ class Executor:
 
     def _abandon(self, adapter: str, run: Run, cleanup: Script | None) -> None:
         evidence = str(run.abandon())
+        run.stop()  # what the script had still to do is not wanted any more when the kernel returns
         self._mark(adapter, evidence)
         self._watch(adapter, run.finished, cleanup)
         raise _stuck_error(adapter, evidence)

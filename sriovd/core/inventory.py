@@ -81,6 +81,7 @@ class Inventory:
         self._functions: dict[PciAddress, Function] = {}
         self._adapters: dict[str, Adapter] = {}
         self._vfs: dict[PciAddress, dict[int, PciAddress]] = {}
+        self._stuck: dict[str, str] = {}  # also of adapters that are away for the moment
         self._generations: dict[PciAddress, int] = {}
         self._listeners: list[Callable[[Change], None]] = []
 
@@ -153,6 +154,7 @@ class Inventory:
 
     def set_stuck(self, slot: str, evidence: str) -> None:
         """Note that a write on the adapter hangs, with the evidence; empty when it has come back."""
+        self._stuck[slot] = evidence
         before = self._adapters.get(slot)
         if before is not None and before.stuck != evidence:
             self._adapters[slot] = after = replace(before, stuck=evidence)
@@ -181,7 +183,7 @@ class Inventory:
     def _join_adapter(self, pf: Function) -> None:
         before = self._adapters.get(pf.adapter)
         known = before.physical_functions if before else ()
-        after = Adapter(pf.adapter, tuple(sorted({*known, pf.address})), before.stuck if before else "")
+        after = Adapter(pf.adapter, tuple(sorted({*known, pf.address})), self._stuck.get(pf.adapter, ""))
         self._adapters[pf.adapter] = after
         self._announce(AdapterChange(before, after))
 

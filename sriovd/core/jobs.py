@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 
+from sriovd.backend.base import HostReadError
 from sriovd.core.errors import BackendFailed, Cancelled, SriovdError
 from sriovd.core.inventory import Function
 from sriovd.core.results import Result
@@ -147,6 +148,8 @@ class JobRegistry:
             job.end(JobState.CANCELLED, error=error)
         except SriovdError as error:
             job.end(JobState.FAILED, error=error)
+        except (HostReadError, ConnectionError) as error:  # what is read between the writes
+            job.end(JobState.FAILED, error=BackendFailed(f"{job.operation}: {error}.", "See the journal."))
         except Exception:
             _log.exception("Job %d (%s) met a defect of sriovd", job.number, job.operation)
             job.end(JobState.FAILED, error=BackendFailed(f"{job.operation} failed for a defect of sriovd."))

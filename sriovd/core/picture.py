@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from sriovd.backend.base import Backend, EventsLost, HostReadError, KernelEvent
 from sriovd.core.inventory import Inventory
+from sriovd.core.messages import Message, announce
 from sriovd.pci import PciAddress, vf_index
 
 _log = logging.getLogger(__name__)
@@ -75,17 +76,28 @@ class Picture:
         """Look at all functions of `adapter` soon."""
         known = self._inventory.adapters.get(adapter)
         for pf in known.physical_functions if known else ():
-            vfs = {*self._inventory.vfs_of(pf).values(), *self._backend.list_virtual_functions(pf).values()}
-            self._note({pf, *vfs})
+            self._note(set(self.family(pf)))
+
+    def family(self, pf: PciAddress) -> list[PciAddress]:
+        """`pf` with every VF that it had or has now; the departed first."""
+        known = set(self._inventory.vfs_of(pf).values())
+        try:
+            present = list(self._backend.list_virtual_functions(pf).values())
+        except HostReadError as error:
+            _log.error("Cannot list the VFs of %s, the last known ones are looked at: %s", pf, error)
+            present = []
+        return [*sorted(known.difference(present)), *present, pf]
 
     async def follow(self) -> None:
-        """Take in events for ever."""
+        """Take in events until the host has no more. Raises what ended them."""
         reader = asyncio.create_task(self._read_events())
+        reader.add_done_callback(lambda _: self._wake.set())
         try:
-            while True:
+            while not reader.done():
                 await self._wake.wait()
                 self._wake.clear()
                 await self._catch_up()
+            reader.result()
         finally:
             reader.cancel()
 
@@ -95,7 +107,7 @@ class Picture:
 
     def _take(self, event: KernelEvent) -> None:
         if isinstance(event, EventsLost):
-            _log.warning("Events were lost, looking at everything: %s", event.reason)
+            announce(_log, Message.EVENTS_LOST, f"Events were lost, looking at everything: {event.reason}")
             self._lost = True
             self._wake.set()
             return
@@ -117,7 +129,8 @@ class Picture:
         adapter = self._inventory.adapters.get(slot)
         for pf in adapter.physical_functions if adapter else ():
             facts = self._inventory.functions[pf].physical
-            if facts and vf_index(pf, facts.vf_offset, facts.vf_stride, address) is not None:
+            index = vf_index(pf, facts.vf_offset, facts.vf_stride, address) if facts else None
+            if facts and index is not None and index < facts.total_vfs:
                 return True
         return False
 

@@ -31,7 +31,7 @@ _NAMED_AT_MOST = 5
 def check_vf_count(pf: Function, have: int, wanted: int) -> None:
     """Whether `pf`, which has `have` VFs, may be asked for `wanted`. Raises NumVfsRejected."""
     if pf.physical is None:
-        raise InvalidArgument(f"{pf.address} is a VF and has no VFs of its own.")
+        raise InvalidArgument(f"{pf.address} is a VF and has no VFs of its own.", "Ask its PF.")
     if wanted > pf.physical.total_vfs:
         raise NumVfsRejected(
             f"{pf.address} cannot have {wanted} VFs: its driver allows {pf.physical.total_vfs}.",

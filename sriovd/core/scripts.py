@@ -84,9 +84,11 @@ def undo_chain(binding: Binding, done: ChainResult) -> Chain | None:
 
 def _driver_after(binding: Binding, done: ChainResult) -> str:
     """Which driver the function has after `done`, as far as it got."""
-    read = done.value(Verb.READ_DRIVER)
-    if read is not None:
-        return read
+    read = next((result for result in done.results if result.step.verb is Verb.READ_DRIVER), None)
+    if read is not None and read.errno == 0:
+        return read.value
+    if any(result.step.verb is Verb.BIND and result.ok for result in done.results):
+        return binding.wanted
     unbound = any(result.step.verb is Verb.UNBIND and result.ok for result in done.results)
     return "" if unbound or not binding.current else binding.current
 
@@ -97,26 +99,33 @@ def count_script(pf: FunctionFacts, count: int) -> Script:
     No driver is let near new VFs: one that waits for its PF blocks the write for seconds per VF. The flag is
     put back in a chain of its own, so that it is also put back when the count is refused.
     """
-    address, assert_quiet = (
-        pf.address,
-        pf.physical is not None and pf.physical.drivers_autoprobe and count > 0,
-    )
+    address = pf.address
+    probes = pf.physical is not None and pf.physical.drivers_autoprobe and count > 0
     write = Step(Verb.SET_NUM_VFS, address, str(count))
-    quiet = (Step(Verb.SET_AUTOPROBE, address, "0"),) if assert_quiet else ()
+    quiet = (Step(Verb.SET_AUTOPROBE, address, "0"),) if probes else ()
     chains = [Chain(address, (*quiet, write))]
-    if assert_quiet:
+    if probes:
         chains.append(Chain(address, (Step(Verb.SET_AUTOPROBE, address, "1"),)))
     chains.append(Chain(address, (Step(Verb.COUNT_VFS, address),)))
     return Script(f"setting {count} VFs on {address}", tuple(chains))
 
 
-def probe_script(pf: FunctionFacts | None, chains: tuple[Chain, ...], title: str) -> Script:
-    """`chains` with the PF's VFs open to drivers meanwhile, where their PF keeps drivers away."""
-    if pf is None or pf.physical is None or pf.physical.drivers_autoprobe:
+def probe_script(quiet_pf: FunctionFacts | None, chains: tuple[Chain, ...], title: str) -> Script:
+    """`chains` with the VFs of `quiet_pf`, a PF that keeps drivers away from them, open to drivers
+    meanwhile."""
+    close = quieten_script(quiet_pf)
+    if quiet_pf is None or close is None:
         return Script(title, chains, stop_on_failure=True)
-    opened = Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "1"),))
-    closed = Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "0"),))
-    return Script(title, (opened, *chains, closed))
+    opened = Chain(quiet_pf.address, (Step(Verb.SET_AUTOPROBE, quiet_pf.address, "1"),))
+    return Script(title, (opened, *chains, *close.chains))
+
+
+def quieten_script(quiet_pf: FunctionFacts | None) -> Script | None:
+    """The end of a probe_script by itself: keep drivers away from the VFs again."""
+    if quiet_pf is None:
+        return None
+    step = Step(Verb.SET_AUTOPROBE, quiet_pf.address, "0")
+    return Script(f"keeping drivers away from VFs of {quiet_pf.address}", (Chain(step.address, (step,)),))
 
 
 def reset_script(address: PciAddress) -> Script:

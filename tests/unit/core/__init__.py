@@ -1,0 +1,1 @@
+"""The rules, without a host and without D-Bus."""

@@ -1,0 +1,14 @@
+"""Fixtures of more than one module."""
+
+from __future__ import annotations
+
+import pytest
+
+from sriovd.core import execute
+
+
+@pytest.fixture
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "_STEP_DEADLINE_SEC", {})
+    monkeypatch.setattr(execute, "_OTHER_STEP_DEADLINE_SEC", 0.02)
+    monkeypatch.setattr(execute, "_PER_VF_DEADLINE_SEC", 0.0)

@@ -1,0 +1,180 @@
+"""A Backend over the small kernel: enough of a host to run the rules on, and every misfortune on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from sriovd.backend.base import (
+    DriverState,
+    Evidence,
+    FunctionFacts,
+    Holder,
+    HostReadError,
+    KernelEvent,
+    Leftover,
+    Uevent,
+    UeventAction,
+)
+from sriovd.backend.steps import ChainResult, Script, Verb
+from sriovd.core.execute import Executor
+from sriovd.core.inventory import Inventory
+from sriovd.core.jobs import Job, JobRegistry
+from sriovd.core.lifecycle import Lifecycle
+from sriovd.core.picture import Picture
+from sriovd.pci import PciAddress
+from tests.unit.core.minikernel import MiniKernel
+
+DEADLINE_SEC = 10.0  # of a whole test: far more than any needs
+
+
+def run_async(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test that waits; a hang is a failure."""
+    asyncio.run(asyncio.wait_for(test, DEADLINE_SEC))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others run until `condition` holds; the test's deadline ends it otherwise."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def settle() -> None:
+    """Let everything run that can run without new input."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+class MiniRun:
+    """A script under way: a chain per turn of the event loop, unless a hang holds it."""
+
+    def __init__(self, host: MiniHost, script: Script, on_result: Callable[[ChainResult], None]) -> None:
+        self._host = host
+        self._script = script
+        self._on_result = on_result
+        self._stopped = False
+        self.finished: asyncio.Future[Sequence[ChainResult]] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._execute())
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def abandon(self) -> Evidence:
+        return Evidence(42, self._script.title, "pci_dev_wait", 3_000_000)
+
+    async def _execute(self) -> None:
+        results: list[ChainResult] = []
+        for chain in self._script.chains:
+            await asyncio.sleep(0)
+            if self._stopped:
+                break
+            for step in chain.steps:
+                gate = self._host.hangs.get((step.verb, step.address))
+                if gate is not None:
+                    await gate.wait()
+                if (step.verb, step.address) in self._host.deaths:
+                    self.finished.set_exception(ConnectionError("the helper was killed"))
+                    return
+            results.append(self._host.kernel.run_chain(chain))
+            self._on_result(results[-1])
+            if self._script.stop_on_failure and results[-1].failure is not None:
+                break
+        self.finished.set_result(tuple(results))
+
+
+class MiniHost:
+    """`hangs`: accesses that wait for the event; `deaths`: accesses that kill the helper before them;
+    `unreadable`: functions whose description makes no sense; `scripts`: the titles of what was run."""
+
+    simulator = None
+
+    def __init__(self, *functions: FunctionFacts) -> None:
+        self.kernel = MiniKernel(*functions)
+        self.hangs: dict[tuple[Verb, PciAddress | None], asyncio.Event] = {}
+        self.deaths: set[tuple[Verb, PciAddress | None]] = set()
+        self.holders: dict[PciAddress, tuple[Holder, ...]] = {}
+        self.driver_states: dict[str, DriverState] = {}
+        self.unreadable: set[PciAddress] = set()
+        self.reads: list[PciAddress] = []
+        self.scripts: list[str] = []
+        self.listing_fails = False
+        self._events: asyncio.Queue[KernelEvent | Exception] = asyncio.Queue()
+
+    def tell(self, event: KernelEvent | Exception | PciAddress) -> None:
+        """Let the host report an event; an address stands for a `change` of it, an exception for the end."""
+        if isinstance(event, PciAddress):
+            event = Uevent(UeventAction.CHANGE, event)
+        self._events.put_nowait(event)
+
+    def describe(self) -> str:
+        return "a small host"
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    async def events(self) -> AsyncIterator[KernelEvent]:
+        while not isinstance(event := await self._events.get(), Exception):
+            yield event
+        raise event
+
+    def list_functions(self) -> Sequence[PciAddress]:
+        if self.listing_fails:
+            raise HostReadError("/sys/bus/pci/devices: Input/output error")
+        return sorted(
+            self.kernel.functions, key=lambda each: (not self.kernel.functions[each].physical, each)
+        )
+
+    def list_virtual_functions(self, pf: PciAddress) -> Mapping[int, PciAddress]:
+        if pf in self.unreadable:
+            raise HostReadError(f"/sys/bus/pci/devices/{pf}: Input/output error")
+        return self.kernel.vfs_of(pf)
+
+    def read_function(self, address: PciAddress) -> FunctionFacts | None:
+        self.reads.append(address)
+        if address in self.unreadable:
+            raise HostReadError(f"/sys/bus/pci/devices/{address}/vendor: 'x' is not a number")
+        return self.kernel.functions.get(address)
+
+    def driver_state(self, driver: str) -> DriverState:
+        known = DriverState.LOADED if driver in self.kernel.drivers else DriverState.UNKNOWN
+        return self.driver_states.get(driver, known)
+
+    async def find_holders(self, addresses: Sequence[PciAddress]) -> Mapping[PciAddress, Sequence[Holder]]:
+        return {address: self.holders[address] for address in addresses if address in self.holders}
+
+    def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> MiniRun:
+        self.scripts.append(script.title)
+        return MiniRun(self, script, on_result)
+
+    async def find_leftovers(self) -> Sequence[Leftover]:
+        return ()
+
+
+class Rules:
+    """All of core on one MiniHost, as daemon.py wires it."""
+
+    def __init__(self, *functions: FunctionFacts) -> None:
+        self.host = MiniHost(*functions)
+        self.kernel = self.host.kernel
+        self.inventory = Inventory()
+        self.picture = Picture(self.host, self.inventory)
+        self.executor = Executor(self.host)
+        self.executor.on_stuck = self.inventory.set_stuck
+        self.executor.on_recovered = lambda adapter: self.inventory.set_stuck(adapter, "")
+        self.jobs = JobRegistry()
+        self.lifecycle = Lifecycle(self.host, self.inventory, self.picture, self.executor, self.jobs)
+
+    async def look(self) -> None:
+        """Take in what the host has."""
+        await self.picture.rescan()
+
+    async def finish(self, job: Job) -> Job:
+        """Wait for the job's end; then the picture must show what is."""
+        assert await job.wait(int(DEADLINE_SEC * 1e6))
+        known = {address: each.facts for address, each in self.inventory.functions.items()}
+        assert known == self.kernel.functions
+        return job
