@@ -213,7 +213,7 @@ BINDING = (
 def make_file(dev: Device, name: str) -> File | None:
     """The file of one attribute, or None if the device has no such attribute."""
     row = ATTRIBUTES[name]
-    if not row.owners(dev):
+    if name in dev.hidden or not row.owners(dev):
         return None
     data = row.show(dev) if row.show else b""
     if name not in LIVE:

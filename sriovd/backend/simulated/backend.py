@@ -20,9 +20,11 @@ from sriovd.backend.model import PROFILES
 from sriovd.backend.simulated.device import Device, Rule
 from sriovd.backend.simulated.driver_rules import load_driver
 from sriovd.backend.simulated.drivers import DRIVERS, Driver, Probe
+from sriovd.backend.simulated.fixture import Recording, read_fixture
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.hotplug_rules import add_host_bridge, scan, surprise_remove
 from sriovd.backend.simulated.kernel import Call, SimulatedKernel
+from sriovd.backend.simulated.restore import restore
 from sriovd.backend.simulated.runner import SimulatedRun, drive
 from sriovd.backend.simulated.sriov_rules import disable_sriov
 from sriovd.backend.simulated.tree import Tree
@@ -53,6 +55,7 @@ class SimulatedBackend:
         self,
         root: str,
         *,
+        fixture: str | Recording | None = None,
         machine: Iterable[tuple[str, str]] = DEFAULT_MACHINE,
         time_scale: float = 0.0,
         drivers: Sequence[Driver] = DRIVERS,
@@ -65,15 +68,10 @@ class SimulatedBackend:
         self._runs: set[SimulatedRun] = set()
         self._leftovers: list[SimulatedRun] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        for driver in drivers:
-            if driver.name in not_loaded:
-                self.host.known_modules[driver.name] = driver
-            else:
-                self.host.register_driver(driver)
-        add_host_bridge(self.host, 0)
-        for profile, address in machine:
-            self.host.machine.plug(PROFILES[profile], PciAddress.parse(address))
-        self.kernel.execute(scan(self.host))
+        if fixture is not None:
+            restore(self.host, read_fixture(fixture) if isinstance(fixture, str) else fixture, drivers)
+        else:
+            self._boot(machine, drivers, not_loaded)
 
     @property
     def simulator(self) -> SimulatedBackend:
@@ -185,6 +183,19 @@ class SimulatedBackend:
         if dev is None or dev.physfn is None:
             raise ValueError(f"{address} is no VF")
         dev.has_resources = True
+
+    def _boot(
+        self, machine: Iterable[tuple[str, str]], drivers: Sequence[Driver], not_loaded: Collection[str]
+    ) -> None:
+        for driver in drivers:
+            if driver.name in not_loaded:
+                self.host.known_modules[driver.name] = driver
+            else:
+                self.host.register_driver(driver)
+        add_host_bridge(self.host, 0)
+        for profile, address in machine:
+            self.host.machine.plug(PROFILES[profile], PciAddress.parse(address))
+        self.kernel.execute(scan(self.host))
 
     def _spawn(self, rule: Rule[None]) -> None:
         """Run what no user asked for: a hotplug interrupt, a module being loaded."""

@@ -168,6 +168,7 @@ class Device:
     has_aer: bool = False
     numa_node: int = -1
     recorded: dict[str, bytes] = field(default_factory=dict)  # attribute values that a fixture gave
+    hidden: frozenset[str] = frozenset()  # attributes that this machine's kernel does not have
     driver: DriverObject | None = None
     driver_override: bytes | None = None
     reset_methods: tuple[str, ...] = ()

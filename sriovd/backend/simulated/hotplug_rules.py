@@ -7,9 +7,10 @@ the kernel finds or forgets it, under the one lock that all of this takes.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from sriovd.backend.simulated.device import Device, FixedFunction, Ids, Kind, Rule, Wait
+from sriovd.backend.model import PhysicalFunctionModel
+from sriovd.backend.simulated.device import Device, FixedFunction, Ids, Kind, Rule, SriovState, Wait
 from sriovd.backend.simulated.driver_rules import attach_device, release_driver
 from sriovd.backend.simulated.drivers import MSEC
 from sriovd.backend.simulated.host import Host
@@ -86,7 +87,7 @@ def add_host_bridge(host: Host, domain: int) -> Device:
     address = PciAddress(domain, 0, 0, 0)
     root = f"devices/pci{domain:04x}:00"
     host.tree.make_directory(root)
-    dev = _make_fixed(address, Kind.OTHER, build_bridge_config(), f"{root}/{address}")
+    dev = make_fixed(address, Kind.OTHER, build_bridge_config(), f"{root}/{address}")
     host.add_device(dev)
     host.publish(dev)
     return dev
@@ -95,13 +96,19 @@ def add_host_bridge(host: Host, domain: int) -> Device:
 def make_port(port: Port) -> Device:
     """The kernel's device for a root port."""
     root = f"devices/pci{port.address.domain:04x}:00"
-    dev = _make_fixed(port.address, Kind.PORT, port.config, f"{root}/{port.address}")
+    dev = make_fixed(port.address, Kind.PORT, port.config, f"{root}/{port.address}")
     dev.buses = port.buses
     dev.recorded = port.recorded
     return dev
 
 
-def make_pf(host: Host, card: Card, number: int, port: Device) -> Device:
+def make_pf(
+    host: Host,
+    card: Card,
+    number: int,
+    port: Device,
+    find_sriov: Callable[[PhysicalFunctionModel], SriovState] = init_sriov,
+) -> Device:
     """pci_setup_device, pci_iov_init, pci_init_reset_methods: a PF as it is found."""
     model = card.adapter.physical_functions[number]
     identity = model.profile.identity
@@ -117,7 +124,7 @@ def make_pf(host: Host, card: Card, number: int, port: Device) -> Device:
         model=model,
         directory=f"{port.directory}/{model.address}",
         port=port,
-        sriov=init_sriov(model),
+        sriov=find_sriov(model),
         resources=card.resources[model.address],
         has_aer=model.aer is not None,
         recorded=card.recorded.get(model.address, {}),
@@ -159,7 +166,9 @@ def _stop_and_remove(host: Host, dev: Device) -> Rule[None]:
             host.delete_device(member)
 
 
-def _make_fixed(address: PciAddress, kind: Kind, config: bytes, directory: str) -> Device:
+def make_fixed(address: PciAddress, kind: Kind, config: bytes, directory: str) -> Device:
+    """A function that nobody configures: a bridge, a port."""
+
     def word(offset: int) -> int:
         return int.from_bytes(config[offset : offset + 2], "little")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sriovd.backend.model import Adapter, AdapterProfile
+from sriovd.backend.model import Adapter, AdapterProfile, PhysicalFunctionModel, VirtualFunctionModel
 from sriovd.backend.model.adapter import sriov_profile
+from sriovd.backend.model.configspace import ConfigLayout
 from sriovd.backend.simulated.device import BusRange, Resource
+from sriovd.backend.simulated.recorded import dress_config, dress_layout
 from sriovd.backend.simulated.resources import AddressSpace, assign_resources
 from sriovd.pci import PciAddress
 
@@ -40,6 +42,19 @@ class Card:
     port: Port
     resources: dict[PciAddress, tuple[Resource, ...]] = field(default_factory=dict)
     recorded: dict[PciAddress, dict[str, bytes]] = field(default_factory=dict)
+    vf_dumps: dict[PciAddress, bytes] = field(default_factory=dict)  # a recorded VF's configuration, by PF
+    _vf_layout: ConfigLayout | None = None
+
+    def make_vf(self, pf: PhysicalFunctionModel, index: int) -> VirtualFunctionModel:
+        """VF `index` of `pf`, with the registers that were recorded if there was one."""
+        vf = pf.virtual_function(index)
+        dump = self.vf_dumps.get(pf.address)
+        if dump is not None:
+            if self._vf_layout is None:
+                self._vf_layout = dress_layout(vf.config.layout, dump)
+            if vf.config.layout is not self._vf_layout:
+                dress_config(vf.config, self._vf_layout)
+        return vf
 
 
 class Machine:
@@ -49,6 +64,11 @@ class Machine:
         self.ports: dict[PciAddress, Port] = {}
         self.cards: dict[PciAddress, Card] = {}  # by the address of function 0
         self.space = AddressSpace()
+
+    def make_vf(self, pf: PhysicalFunctionModel, index: int) -> VirtualFunctionModel:
+        """The model of VF `index` of `pf`, which exists while VF Enable is set."""
+        card = self.find_card(pf.address)
+        return card.make_vf(pf, index) if card else pf.virtual_function(index)
 
     def plug(self, profile: AdapterProfile, address: PciAddress) -> Card:
         """Put an adapter at `address`, below the port that has its bus, or a new port. Raises ValueError

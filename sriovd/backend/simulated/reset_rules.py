@@ -130,7 +130,7 @@ def _restore(host: Host, dev: Device, saved: bytes) -> None:
     if isinstance(dev.model, PhysicalFunctionModel):
         dev.model.load_config(saved)
         for vf in host.list_vfs(dev):
-            vf.model = dev.model.virtual_function(vf.vf_index)
+            vf.model = host.machine.make_vf(dev.model, vf.vf_index)
             host.refresh(vf, _LIVE)
     elif isinstance(dev.model, VirtualFunctionModel):
         dev.model.config.load(saved)

@@ -39,6 +39,12 @@ def init_sriov(model: PhysicalFunctionModel) -> SriovState:
         (Sriov.SYSTEM_PAGE_SIZE, 4, 1),
     ):
         model.write(base + register, width, value)
+    return read_sriov(model)
+
+
+def read_sriov(model: PhysicalFunctionModel) -> SriovState:
+    """What the capability says, without touching it."""
+    base = model.sriov.profile.offset
     total = model.read(base + Sriov.TOTAL_VFS, 2)
     return SriovState(
         total_vfs=total,
@@ -109,7 +115,7 @@ def disable_sriov(host: Host, dev: Device, support: SriovSupport) -> Rule[None]:
 
 def add_vf(host: Host, pf: Device, index: int, group: int | None = None) -> Rule[Device]:
     """pci_iov_add_virtfn and pci_iov_sysfs_link: `add`, both links, `change`, and only then drivers."""
-    dev = _make_vf(pf, index)
+    dev = make_vf(host, pf, index)
     if dev.address in host.devices:  # left behind by a PF that was removed with its VFs enabled
         fail(errno.EEXIST)
     host.add_device(dev, group if group is not None else _shared_group(host, pf))
@@ -199,10 +205,10 @@ def _reread_routing(dev: Device, state: SriovState) -> None:
     state.stride = _read(dev, Sriov.VF_STRIDE, 2)
 
 
-def _make_vf(pf: Device, index: int) -> Device:
+def make_vf(host: Host, pf: Device, index: int) -> Device:
     """pci_iov_add_virtfn: vendor from the PF, device from its capability, the rest from VF 0
     (pci_read_vf_config_common)."""
-    model = _model(pf).virtual_function(index)
+    model = host.machine.make_vf(_model(pf), index)
     state = _require_sriov(pf)
     identity = model.profile.identity
     address: PciAddress = vf_address(pf.address, state.offset, state.stride, index)
@@ -222,6 +228,7 @@ def _make_vf(pf: Device, index: int) -> Device:
         resources=vf_resources(pf.resources, state.total_vfs, index),
         has_aer=model.aer is not None,
         numa_node=pf.numa_node,
+        hidden=pf.hidden,
         reset_methods=methods,
         resettable=bool(methods),
     )  # fmt: skip
