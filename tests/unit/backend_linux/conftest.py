@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from sriovd.backend.linux.helpers import HelperPool
-from sriovd.backend.linux.registry import Record
+from sriovd.backend.linux.registry import Record, read_start_time
 from sriovd.backend.steps import Chain, Script, Step
 from sriovd.pci import PciAddress
 
@@ -66,13 +67,13 @@ class FakeTree:
         return [record for record in self.read_records() if record.adapter]
 
     def close(self) -> None:
-        """Release what still hangs, and close everything."""
-        for fifo in self.root.rglob("*"):
-            if fifo.is_fifo():
-                self.release(fifo)
+        """End the helpers that still hang, and close everything."""
+        if (self.run_directory / "helpers").is_dir():
+            for record in self.read_working():
+                if read_start_time(record.pid) == record.start_time:
+                    os.kill(record.pid, signal.SIGKILL)
         for fd in self._readers:
             os.close(fd)
-        self._readers.clear()
 
 
 @pytest.fixture
