@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def device() -> Iterator[tuple[PciAddress, int]]:
         fd = os.open(_DEVICES / names[0] / "uevent", os.O_WRONLY)
     except OSError as error:
         pytest.skip(f"uevents cannot be provoked here: {error.strerror}")
+    fcntl.flock(fd, fcntl.LOCK_EX)  # a second run of these tests on this machine would be heard by the first
     yield PciAddress.parse(names[0]), fd
     os.close(fd)
 
