@@ -9,6 +9,7 @@ from sriovd.core import execute
 
 @pytest.fixture
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs is found out soon, and what does not has time enough on a busy machine."""
     monkeypatch.setattr(execute, "_STEP_DEADLINE_SEC", {})
-    monkeypatch.setattr(execute, "_OTHER_STEP_DEADLINE_SEC", 0.02)
+    monkeypatch.setattr(execute, "_OTHER_STEP_DEADLINE_SEC", 0.1)
     monkeypatch.setattr(execute, "_PER_VF_DEADLINE_SEC", 0.0)

@@ -134,6 +134,20 @@ async def check_out_of_service_until_bound(rules: Rules, address: PciAddress) ->
     assert rules.inventory.get(address).quarantine == ""
 
 
+def test_an_override_that_cannot_be_put_back_is_reason_enough() -> None:
+    async def test() -> None:
+        rules = await make_rules(1)
+        rules.kernel.overrides[VFS[0]] = "none"
+        rules.kernel.failures[Verb.BIND, VFS[0]] = errno.ENODEV
+        job = rules.lifecycle.bind(VFS[0], "vfio-pci", False, WHO)
+        await until(lambda: rules.kernel.overrides[VFS[0]] == "vfio-pci")
+        rules.kernel.failures[Verb.SET_DRIVER_OVERRIDE, VFS[0]] = errno.EIO
+        assert_failed(await rules.finish(job), BindFailed, f"is quarantined: {VFS[0]}.")
+        assert "EIO" in rules.inventory.get(VFS[0]).quarantine
+
+    run_async(test())
+
+
 def test_default_opens_a_quiet_pf_and_closes_it_again() -> None:
     async def test() -> None:
         rules = await make_rules(3, autoprobe=0)
@@ -178,6 +192,10 @@ def test_cancelled_in_the_middle_all_is_put_back() -> None:
         assert "what was bound is unbound again" in job.outcome
         assert state(rules) == before
         assert not any("vfio-pci" in write for write in rules.kernel.writes if str(VFS[6]) in write)
+        undone = [
+            write for write in rules.kernel.writes if write.startswith("unbind") and "vfio-pci" in write
+        ]
+        assert undone == [f"unbind {vf} vfio-pci" for vf in reversed(VFS[: len(undone)])]
 
     run_async(test())
 
@@ -226,6 +244,19 @@ def test_stuck_in_the_middle_nothing_more_is_written_and_what_is_bound_is_quaran
         await until(lambda: not rules.inventory.adapters[SLOT].stuck)
         await settle()
         assert [rules.kernel.driver(vf) for vf in VFS[4:]] == ["igbvf"] * 3, "it went on behind our back"
+
+    run_async(test())
+
+
+@pytest.mark.usefixtures("short_deadlines")
+def test_stuck_before_anything_was_changed_quarantines_nobody_and_promises_nothing() -> None:
+    async def test() -> None:
+        rules = await make_rules(7, "igbvf")
+        rules.host.hangs[Verb.UNBIND, VFS[0]] = asyncio.Event()
+        job = await bind_vfs(rules, "vfio-pci")
+        assert_failed(job, Stuck, SLOT)
+        assert "as they were" not in job.outcome
+        assert not any(each.quarantine for each in rules.inventory.functions.values())
 
     run_async(test())
 

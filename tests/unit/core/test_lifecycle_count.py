@@ -193,3 +193,29 @@ def test_cancelled_while_its_vfs_are_bound_a_count_ends_with_none() -> None:
         assert rules.kernel.vfs_of(PF) == {}
 
     run_async(test())
+
+
+@pytest.mark.usefixtures("short_deadlines")
+def test_stuck_while_its_vfs_are_bound_nothing_more_is_written() -> None:
+    async def test() -> None:
+        rules = await make_rules()
+        rules.host.hangs[Verb.BIND, VFS[3]] = asyncio.Event()
+        assert_failed(await set_num_vfs(rules, 7, driver="vfio-pci"), Stuck, SLOT)
+        assert f"set-num-vfs {PF} 0" not in rules.kernel.writes
+        assert len(rules.host.scripts) == 2
+
+    run_async(test())
+
+
+def test_a_count_is_judged_again_when_its_turn_comes() -> None:
+    """Asked for when there were no VFs; honoured now, it would destroy those that somebody else made."""
+
+    async def test() -> None:
+        rules = await make_rules()
+        first = rules.lifecycle.set_num_vfs(PF, 7, CountOptions(), WHO)
+        second = rules.lifecycle.set_num_vfs(PF, 3, CountOptions(), WHO)
+        await rules.finish(second)
+        assert_failed(second, NumVfsRejected, str(PF), "from 7 to 3")
+        assert (first.state, len(rules.kernel.vfs_of(PF))) == (JobState.DONE, 7)
+
+    run_async(test())

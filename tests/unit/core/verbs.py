@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from sriovd.core.errors import (
-    SriovdError,
-)
+from sriovd.core.errors import SriovdError
 from sriovd.core.jobs import Job, JobState
 from sriovd.core.lifecycle import CountOptions
 from sriovd.pci import PciAddress
