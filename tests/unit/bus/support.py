@@ -113,6 +113,8 @@ class Service:
             raise KeyError("secret detail")
         if kind == "cancelled":
             raise asyncio.CancelledError
+        if kind == "descriptors":
+            return tuple(Fd(number) for number in os.pipe())
         return {"bad type": ("text",), "too many": (1, 2), "too big": (1 << 40,), "none": ()}[kind]
 
     async def wait(self, _caller: Caller, _path: str) -> tuple[()]:
@@ -144,12 +146,17 @@ class Service:
 
 @asynccontextmanager
 async def running_service(
-    address: str, objects: int = 1, limits: Limits | None = None
+    address: str, objects: int = 1, limits: Limits | None = None, flushes_itself: bool = True
 ) -> AsyncIterator[Service]:
-    """The service on the bus at `address`, with the root and `objects` things."""
+    """The service on the bus at `address`, with the root and `objects` things.
+
+    flushes_itself: whether the tree announces changes at the end of a tick, or only when it is told to.
+    """
     connection = await Connection.open(address)
     contract = load_contract(CONTRACT)
-    service = Service(address, connection, contract, Tree(contract, connection.send_signal))
+    schedule = None if flushes_itself else lambda _: None
+    tree = Tree(contract, connection.send_signal, schedule=schedule)
+    service = Service(address, connection, contract, tree)
     service.tree.add(ROOT, {THING: thing("root")})
     for number in range(objects):
         service.tree.add(object_path(number), {THING: thing(f"n{number}")})

@@ -6,6 +6,9 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -182,6 +185,23 @@ def test_a_private_bus_that_does_not_start_says_why(tmp_path: Path) -> None:
     directory.mkdir()
     with pytest.raises(PrivateBusFailed, match=r"did not start .*too long"):
         PrivateBus.start(directory)
+
+
+def test_a_private_bus_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from sriovd.bus.private import PrivateBus;"
+        "print(PrivateBus.start(Path(sys.argv[1])).process.pid, flush=True);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL
+    status = Path(f"/proc/{int(result.stdout)}/stat")
+    deadline = time.monotonic() + 10.0
+    while status.exists() and status.read_text().rpartition(") ")[2][0] != "Z":
+        assert time.monotonic() < deadline, "the bus outlived the process that started it"
+        time.sleep(0.01)
 
 
 def test_a_private_bus_ends_with_its_block(tmp_path: Path) -> None:

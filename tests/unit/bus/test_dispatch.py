@@ -25,6 +25,7 @@ from .support import (
     busctl,
     in_loop,
     object_path,
+    open_fds,
     running_service,
     thing,
     until,
@@ -161,18 +162,28 @@ async def test_a_result_that_cannot_be_sent_is_an_error_and_not_silence(bus: Pri
 
 @in_loop
 async def test_the_reply_comes_after_the_signals_that_the_call_caused(bus: PrivateBus) -> None:
-    async with running_service(bus.address), Client.connected(bus.address) as client:
+    async with (
+        running_service(bus.address, flushes_itself=False) as service,
+        Client.connected(bus.address) as client,
+    ):
         client.order.clear()
         await client.call("Rename", "s", "vfio-pci")
         assert client.order == ["InterfacesAdded", "PropertiesChanged", "reply"]
         (changed,) = client.named("PropertiesChanged")
         assert (changed.path, changed.body[0]) == (object_path(0), THING)
+        for member, signature in (("Ping", ""), ("Nope", "")):
+            client.order.clear()
+            service.tree.update(object_path(0), THING, {"Driver": member})
+            await client.call(member, signature, interface="org.freedesktop.DBus.Peer")
+            assert client.order[0] == "PropertiesChanged"
 
 
 @in_loop
 async def test_a_call_that_wants_no_reply_gets_none(bus: PrivateBus) -> None:
     async with running_service(bus.address) as service, Client.connected(bus.address) as client:
+        await client.call("WhoAmI")
         client.order.clear()
+        before = open_fds()
         for member, signature, body in (("Rename", "s", ["x"]), ("GiveFd", "b", [True]), ("Nope", "", [])):
             message = Message(
                 destination=NAME, path=object_path(0), interface=THING, member=member,
@@ -183,6 +194,17 @@ async def test_a_call_that_wants_no_reply_gets_none(bus: PrivateBus) -> None:
         await client.call("WhoAmI")
         assert client.order == ["InterfacesAdded", "PropertiesChanged", "reply"]
         assert not service.dispatcher._tasks
+        assert open_fds() <= before
+
+
+@in_loop
+async def test_descriptors_of_a_result_that_cannot_be_sent_are_closed(bus: PrivateBus) -> None:
+    async with running_service(bus.address), Client.connected(bus.address) as client:
+        await client.call("WhoAmI")
+        before = open_fds()
+        reply = await client.call("Fail", "s", "descriptors")
+        assert reply.error_name == "org.sriovd1.Error.BackendFailed"
+        assert open_fds() <= before
 
 
 @in_loop

@@ -8,7 +8,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sriovd
@@ -106,6 +106,7 @@ def test_the_bucket_refills_with_time_and_large_calls_cost_more() -> None:
         limiter.admit("a", 9 * 1024, 1.3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.floats(0, 0.01)), max_size=300))
 def test_callers_that_are_done_are_forgotten(steps: list[tuple[int, float]]) -> None:
     limiter, now_s = CallLimiter(Limits(rate_per_s=1000, burst=10)), 0.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sriovd.bus.contract import ContractMismatch, load_contract
@@ -205,6 +205,7 @@ _STEPS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_STEPS, max_size=30))
 def test_a_client_that_follows_the_signals_knows_the_tree(steps: list[tuple[Any, ...]]) -> None:
     """Whatever happens in whatever ticks: signals applied one by one give what GetManagedObjects would."""

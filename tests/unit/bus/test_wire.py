@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dbus_next.message import Message
 from dbus_next.signature import Variant as LibraryVariant
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sriovd.bus.message import (
@@ -90,6 +90,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
+@settings(deadline=None)
 @given(_bodies())
 def test_what_is_encoded_is_read_back_by_the_library(body: tuple[str, list[Any]]) -> None:
     signature, values = body
