@@ -75,6 +75,8 @@ class Machine:
         naming what is in the way."""
         if address in self.cards:
             raise ValueError(f"{address} has an adapter already")
+        if address.bus == 0:
+            raise ValueError(f"{address}: bus 00 is the host bridge's; adapters are below root ports")
         if address.device:
             raise ValueError(f"{address}: a root port has one slot, which is device 00, function 0")
         adapter = Adapter(profile, address)

@@ -35,7 +35,7 @@ _NET = frozenset({
     "addr_len", "address", "dev_id", "dev_port", "flags", "ifindex", "iflink", "mtu", "operstate", "type",
 })  # fmt: skip
 _OTHER = frozenset(
-    {"address", "drivers_autoprobe", "enable_sriov", "reserved_regions", "control", "runtime_status"}
+    {"address", "drivers_autoprobe", "enable_sriov", "reserved_regions", "control", "runtime_status", "type"}
 )
 _READABLE = (frozenset(ATTRIBUTES) | _OTHER) - _LOCKING - {_SLOW}
 _SERIAL_NUMBER_CAPABILITY = 0x0003  # PCIe 7.9.3: 8 bytes at 4

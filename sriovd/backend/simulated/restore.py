@@ -95,7 +95,7 @@ class RecordedDevice:
         """The lines of `resource`."""
         rows = (self.data("resource") or b"").decode("ascii", "replace").splitlines()
         try:
-            return tuple(Resource(*(int(word, 16) for word in row.split())) for row in rows)
+            return tuple(_parse_resource(*row.split()) for row in rows)
         except (TypeError, ValueError) as error:
             raise self.complain("resource", "lines of three hexadecimal numbers are needed") from error
 
@@ -121,6 +121,10 @@ def restore(host: Host, recording: Recording, known: Sequence[Driver] = DRIVERS)
     for source in virtual:
         _restore_vf(host, source)
     _lay_over(host, recording, found)
+
+
+def _parse_resource(start: str, end: str, flags: str) -> Resource:
+    return Resource(int(start, 16), int(end, 16), int(flags, 16))
 
 
 def _list_devices(recording: Recording) -> Iterator[RecordedDevice]:
@@ -299,6 +303,7 @@ def _bind(host: Host, source: RecordedDevice, dev: Device) -> None:
     dev.driver = driver
     if not source.data("driver_override") and all(row.override_only for row in driver.driver.ids):
         dev.driver_override = name.encode()  # it could have come here in no other way
+        host.refresh(dev, ("driver_override",))
     host.link_driver(dev, driver)
     if driver.driver.probe is Probe.VFIO:
         host.add_vfio_device(dev)

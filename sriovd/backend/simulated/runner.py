@@ -53,6 +53,7 @@ class SimulatedRun:
         loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[Sequence[ChainResult]] = loop.create_future()
         self.task = loop.create_task(self._execute())
+        self.task.add_done_callback(self._fail)
 
     @property
     def finished(self) -> asyncio.Future[Sequence[ChainResult]]:
@@ -74,6 +75,14 @@ class SimulatedRun:
         waiting = self._call.waiting if self._call else None
         usec = int((time.monotonic() - self._began) * 1e6)
         return Evidence(0, step, waiting.wchan if waiting else "", usec)
+
+    def _fail(self, task: asyncio.Task[None]) -> None:
+        """A mistake in a rule ends the run as the death of a helper does."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("%s: the simulated kernel failed", self.title, exc_info=error)
+            if not self._finished.done():
+                self._finished.set_exception(ConnectionError(f"{self.title}: {error}"))
 
     async def _execute(self) -> None:
         results: list[ChainResult] = []
