@@ -51,20 +51,29 @@ class Binder:
             return Unchanged(f"{_name(functions)} already on {driver}")
         await refuse_used(self._backend, [each for each in open_ones if each.facts.driver], force)
         bindings = [Binding(each.address, each.facts.driver, driver) for each in open_ones]
-        job.enter(f"binding {len(bindings)} to {driver}", 0.5)
-        await self._bind_or_undo(job, adapter, bindings)
+        virtual = functions[0].virtual
+        parent = self._inventory.get(virtual.parent) if virtual else None
+        await self._bind_or_undo(job, adapter, bindings, _quiet_pf(parent, driver))
         self._lift(functions)
         return Changed(f"Bound {_name(open_ones)} to {driver}")
 
-    async def _bind_or_undo(self, job: Job, adapter: str, bindings: list[Binding]) -> None:
+    async def bind_new(self, job: Job, pf: Function, vfs: Sequence[PciAddress], driver: str) -> None:
+        """Bind the VFs of `pf` that have just been made and are on no driver yet. Raises as bind_all."""
+        bindings = [Binding(vf, "", driver) for vf in vfs]
+        quiet_pf = _quiet_pf(self._inventory.get(pf.address), driver)
+        await self._bind_or_undo(job, pf.adapter, bindings, quiet_pf)
+
+    async def _bind_or_undo(
+        self, job: Job, adapter: str, bindings: list[Binding], quiet_pf: FunctionFacts | None
+    ) -> None:
         """Bind, and on the first failure or when cancelled put all back."""
+        job.enter(f"binding {len(bindings)} to {bindings[0].wanted}", 0.5)
         done: Results = {}
-        close = scripts.quieten_script(self._quiet_pf(bindings))
-        error = await self._try_bindings(job, adapter, bindings, close, done)
-        addresses = [binding.address for binding in bindings]
+        close = scripts.quieten_script(quiet_pf)
+        error = await self._try_bindings(job, adapter, bindings, quiet_pf, done)
         if error is None:
-            await self._picture.look_after_job(adapter, addresses)
             return
+        addresses = [binding.address for binding in bindings]
         reasons: dict[PciAddress, str] = {}
         try:
             if not isinstance(error, Stuck):  # then nothing more is written to the adapter
@@ -79,11 +88,17 @@ class Binder:
         raise error
 
     async def _try_bindings(
-        self, job: Job, adapter: str, bindings: list[Binding], close: Script | None, done: Results
+        self,
+        job: Job,
+        adapter: str,
+        bindings: list[Binding],
+        quiet_pf: FunctionFacts | None,
+        done: Results,
     ) -> SriovdError | None:
         """Fill `done` with what came of each; the error that it ended with, if it did."""
         chains = tuple(scripts.bind_chain(binding) for binding in bindings)
-        script = scripts.probe_script(self._quiet_pf(bindings), chains, f"binding to {bindings[0].wanted}")
+        script = scripts.probe_script(quiet_pf, chains, f"binding to {bindings[0].wanted}")
+        close = scripts.quieten_script(quiet_pf)
         try:
             await self._run_with_progress(job, adapter, script, close, done)
         except SriovdError as error:
@@ -98,6 +113,9 @@ class Binder:
 
         def note(result: ChainResult) -> None:
             done[result.chain.subject] = result
+            subject = result.chain.subject
+            if subject is not None and result.chain.steps[-1].verb is Verb.READ_DRIVER:
+                self._picture.look_at(subject)  # now, while the kernel is busy with the next
             job.advance(start + share * next(count))
 
         return await self._executor.run(
@@ -144,19 +162,15 @@ class Binder:
             announce(_log, Message.QUARANTINED, text, address=str(address))
         return lost
 
-    def _quiet_pf(self, bindings: list[Binding]) -> FunctionFacts | None:
-        """The PF that keeps drivers away from its VFs, when it is the kernel that shall choose the
-        driver."""
-        function = self._inventory.get(bindings[0].address)
-        if bindings[0].wanted != DEFAULT or function.virtual is None:
-            return None
-        facts = self._inventory.get(function.virtual.parent).facts
-        return facts if facts.physical and not facts.physical.drivers_autoprobe else None
-
     def _lift(self, functions: Sequence[Function]) -> None:
         """A function that took a driver again is in service again."""
         for function in functions:
             self._inventory.quarantine(function.address, "")
+
+
+def _quiet_pf(pf: Function | None, driver: str) -> FunctionFacts | None:
+    """The PF that keeps drivers away from its VFs, when it is the kernel that shall choose the driver."""
+    return pf.facts if pf and driver == DEFAULT and not scripts.probes_vfs(pf.facts) else None
 
 
 def _judge(job: Job, bindings: Sequence[Binding], close: Script | None, done: Results) -> SriovdError | None:

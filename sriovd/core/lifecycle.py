@@ -53,6 +53,7 @@ class Lifecycle:
         self._executor = executor
         self._binder = Binder(backend, inventory, picture, executor)
         self._jobs = jobs
+        self._quieted: set[PciAddress] = set()  # PFs whose sriov_drivers_autoprobe we have turned off
 
     def set_num_vfs(self, pf: PciAddress, count: int, options: CountOptions, requester: str) -> Job:
         """Give `pf` exactly `count` VFs. Raises NumVfsRejected, InvalidArgument, NoSuchFunction, Stuck."""
@@ -139,7 +140,8 @@ class Lifecycle:
                 return await self._keep_vfs(job, function, count, options)
             if have:
                 await refuse_used(self._backend, self._vfs(pf), options.force)
-                await self._change_count(job, function, 0, have)
+                job.enter("destroying the VFs", 0.1)
+                await self._destroy_vfs(function, have)
                 return Changed(f"Destroyed the {have} VFs of {pf}")
             made = await self._create_vfs(job, function, count, options)
             return Created(f"{made} VFs of {pf}" + (f" on {options.driver}" if options.driver else ""))
@@ -151,47 +153,64 @@ class Lifecycle:
         return Unchanged(f"{pf.address} has {count} VFs")
 
     async def _create_vfs(self, job: Job, pf: Function, count: int, options: CountOptions) -> int:
-        """New VFs, bound if asked for; all or nothing."""
+        """New VFs, bound if asked for; all or nothing. How many there are."""
+        job.enter(f"making {count} VFs", 0.1)
         try:
-            made = await self._change_count(job, pf, count, 0)
-            if made < count and not options.allow_short:
+            vfs = await self._write_count(pf, count)
+            if len(vfs) < count and not options.allow_short:
                 raise NumVfsRejected(
-                    f"The PF driver of {pf.address} made {made} VFs of {count}.",
-                    f"Ask for {made}, or give the option allow-short.",
+                    f"The PF driver of {pf.address} made {len(vfs)} VFs of {count}.",
+                    f"Ask for {len(vfs)}, or give the option allow-short.",
                 )
-            if options.driver and made:
-                vfs = [vf.address for vf in self._vfs(pf.address)]
-                await self._binder.bind_all(job, pf.adapter, vfs, options.driver, force=False)
+            await self._show_new_vfs(job, pf, vfs, options.driver)
         except Stuck:
             raise
         except SriovdError as error:
             await self._take_back_vfs(pf, error)
             raise
-        return made
+        return len(vfs)
+
+    async def _write_count(self, pf: Function, count: int) -> Sequence[PciAddress]:
+        """Make `count` VFs; the addresses of those that came."""
+        if scripts.probes_vfs(pf.facts):
+            self._quieted.add(pf.address)
+        script = scripts.create_script(pf.facts, count)
+        try:
+            self._raise_first_failure(await self._executor.run(pf.adapter, script, vf_count=count))
+        except SriovdError:
+            await self._picture.look_after_job(pf.adapter, self._picture.family(pf.address))
+            raise
+        return self._picture.list_vfs(pf.address)
+
+    async def _show_new_vfs(self, job: Job, pf: Function, vfs: Sequence[PciAddress], driver: str) -> None:
+        """Let the new VFs appear: bound, where a driver is asked for, so that each is read only once, while
+        the kernel is busy with the next. A PF on vfio-pci has its VFs bound by the kernel: they are read
+        first."""
+        if driver and vfs and pf.facts.driver != "vfio-pci":
+            await self._picture.look_after_job(pf.adapter, [pf.address])
+            await self._binder.bind_new(job, pf, vfs, driver)
+            return
+        await self._picture.look_after_job(pf.adapter, [*vfs, pf.address])
+        if driver and vfs:
+            await self._binder.bind_all(job, pf.adapter, vfs, driver, force=False)
 
     async def _take_back_vfs(self, pf: Function, error: SriovdError) -> None:
         """Destroy what was made before `error`; its hint says so when that fails too."""
-        made = len(self._inventory.vfs_of(pf.address))
+        made = len(self._picture.list_vfs(pf.address))
         try:
-            if made:
-                await self._change_count(None, pf, 0, made)
+            if made or pf.address in self._quieted:
+                await self._destroy_vfs(pf, made)
         except SriovdError as failure:
             error.hint += f" The {made} VFs made could not be destroyed: {failure.message}"
 
-    async def _change_count(self, job: Job | None, pf: Function, count: int, have: int) -> int:
-        """Write the count and look at what came of it; how many VFs there are now."""
-        if job is not None:
-            job.enter(f"setting {count} VFs", 0.1)
-        script = scripts.count_script(pf.facts, count)
-        cleanup = Script(f"{script.title}: putting sriov_drivers_autoprobe back", script.chains[1:-1])
+    async def _destroy_vfs(self, pf: Function, have: int) -> None:
+        script = scripts.destroy_script(pf.facts, have, pf.address in self._quieted)
         try:
-            results = await self._executor.run(
-                pf.adapter, script, vf_count=max(count, have), cleanup=cleanup if cleanup.chains else None
-            )
+            results = await self._executor.run(pf.adapter, script, vf_count=have)
         finally:
             await self._picture.look_after_job(pf.adapter, self._picture.family(pf.address))
         self._raise_first_failure(results)
-        return len(self._inventory.vfs_of(pf.address))
+        self._quieted.discard(pf.address)
 
     async def _bind(self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool) -> Result:
         adapter = self._inventory.get(addresses[0]).adapter

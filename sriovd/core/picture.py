@@ -80,13 +80,16 @@ class Picture:
 
     def family(self, pf: PciAddress) -> list[PciAddress]:
         """`pf` with every VF that it had or has now; the departed first."""
-        known = set(self._inventory.vfs_of(pf).values())
-        try:
-            present = list(self._backend.list_virtual_functions(pf).values())
-        except HostReadError as error:
-            _log.error("Cannot list the VFs of %s, the last known ones are looked at: %s", pf, error)
-            present = []
+        known, present = set(self._inventory.vfs_of(pf).values()), self.list_vfs(pf)
         return [*sorted(known.difference(present)), *present, pf]
+
+    def list_vfs(self, pf: PciAddress) -> list[PciAddress]:
+        """The VFs that `pf` has now, by index."""
+        try:
+            return list(self._backend.list_virtual_functions(pf).values())
+        except HostReadError as error:
+            _log.error("Cannot list the VFs of %s: %s", pf, error)
+            return []
 
     async def follow(self) -> None:
         """Take in events until the host has no more. Raises what ended them."""

@@ -93,21 +93,29 @@ def _driver_after(binding: Binding, done: ChainResult) -> str:
     return "" if unbound or not binding.current else binding.current
 
 
-def count_script(pf: FunctionFacts, count: int) -> Script:
-    """From no VFs to `count`, or from any number to none.
+def create_script(pf: FunctionFacts, count: int) -> Script:
+    """From no VFs to `count`, with no driver let near them.
 
-    No driver is let near new VFs: one that waits for its PF blocks the write for seconds per VF. The flag is
-    put back in a chain of its own, so that it is also put back when the count is refused.
+    A driver that waits for its PF blocks the write for seconds per VF. The flag stays off as long as the VFs
+    live: udev loads their driver's module when it hears of them, and a driver that registers late takes
+    every VF that it may (drivers/base/bus.c bus_add_driver).
     """
-    address = pf.address
-    probes = pf.physical is not None and pf.physical.drivers_autoprobe and count > 0
-    write = Step(Verb.SET_NUM_VFS, address, str(count))
-    quiet = (Step(Verb.SET_AUTOPROBE, address, "0"),) if probes else ()
-    chains = [Chain(address, (*quiet, write))]
-    if probes:
-        chains.append(Chain(address, (Step(Verb.SET_AUTOPROBE, address, "1"),)))
-    chains.append(Chain(address, (Step(Verb.COUNT_VFS, address),)))
-    return Script(f"setting {count} VFs on {address}", tuple(chains))
+    quiet = (Step(Verb.SET_AUTOPROBE, pf.address, "0"),) if probes_vfs(pf) else ()
+    write = Step(Verb.SET_NUM_VFS, pf.address, str(count))
+    return Script(f"setting {count} VFs on {pf.address}", (Chain(pf.address, (*quiet, write)),))
+
+
+def destroy_script(pf: FunctionFacts, have: int, restore_autoprobe: bool) -> Script:
+    """From `have` VFs to none; and the flag that create_script turned off back on."""
+    chains = [Chain(pf.address, (Step(Verb.SET_NUM_VFS, pf.address, "0"),))] if have else []
+    if restore_autoprobe:
+        chains.append(Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "1"),)))
+    return Script(f"setting 0 VFs on {pf.address}", tuple(chains), stop_on_failure=True)
+
+
+def probes_vfs(pf: FunctionFacts) -> bool:
+    """Whether the kernel offers new VFs of `pf` to drivers."""
+    return pf.physical is not None and pf.physical.drivers_autoprobe
 
 
 def probe_script(quiet_pf: FunctionFacts | None, chains: tuple[Chain, ...], title: str) -> Script:

@@ -1,4 +1,4 @@
-"""The kernel's uevents of PCI functions.
+"""The kernel's uevents of PCI functions, and of their network interfaces, which udev renames.
 
 Rule: an event is a reason to look, so nothing but its action, its address and what a recovery needs is
 taken from it. The source is the kernel's multicast group, not udev's: no decision depends on what udev's
@@ -28,16 +28,21 @@ from sriovd.pci import AddressError, PciAddress
 
 _log = logging.getLogger(__name__)
 RECEIVE_BUFFER_BYTES = 128 * 1024 * 1024  # as udevd and libvirt; a limit, not an allocation
+NETWORK_SUBSYSTEM = "net"
 _BATCH = 256  # events read before the loop gets its turn
 _PROPERTIES = ("ERROR_EVENT", "DEVICE_ONLINE", "DRIVER", "PCI_SLOT_NAME")
 
 
 class UeventMonitor:
-    """A subscription to the uevents of `subsystem`, from start() to stop()."""
+    """A subscription to the uevents of `subsystems`, from start() to stop()."""
 
-    def __init__(self, receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES, subsystem: str = "pci") -> None:
+    def __init__(
+        self,
+        receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
+        subsystems: tuple[str, ...] = ("pci", NETWORK_SUBSYSTEM),
+    ) -> None:
         self._receive_buffer_bytes = receive_buffer_bytes
-        self._subsystem = subsystem
+        self._subsystems = subsystems
         self._monitor: Any = None
         self._socket: socket.socket | None = None
         self._queue: deque[KernelEvent] = deque()
@@ -47,7 +52,8 @@ class UeventMonitor:
     def start(self) -> None:
         """Subscribe. Raises OSError when the kernel does not let us."""
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
-        self._monitor.filter_by(self._subsystem)
+        for subsystem in self._subsystems:
+            self._monitor.filter_by(subsystem)
         try:
             self._monitor.set_receive_buffer_size(self._receive_buffer_bytes)
         except OSError as error:  # without CAP_NET_ADMIN
@@ -106,10 +112,17 @@ class UeventMonitor:
             self._lost_reason = ""
 
 
+def _name_of_function(device: Any) -> str:  # noqa: ANN401
+    """The device's own name, or for a network interface (.../0000:01:00.0/net/eth0) its device's."""
+    if device.subsystem != NETWORK_SUBSYSTEM:
+        return str(device.sys_name)
+    return os.path.basename(os.path.dirname(os.path.dirname(device.device_path)))
+
+
 def _to_event(device: Any) -> Uevent | None:  # noqa: ANN401  pyudev has no types
     """The event, or None if it is not about a PCI function."""
     try:
-        address = PciAddress.parse(device.sys_name)
+        address = PciAddress.parse(_name_of_function(device))
         action = UeventAction(device.action)
     except AddressError:
         return None

@@ -123,7 +123,7 @@ def test_what_is_no_pci_function_is_ignored(
     monkeypatch.setattr(uevents, "_to_event", lambda device: judged.append(really_judge(device)))
 
     async def story() -> None:
-        monitor = UeventMonitor(subsystem="net")
+        monitor = UeventMonitor(subsystems=("net",))
         monitor.start()
         Path("/sys/class/net/lo/uevent").write_bytes(b"change")
         await wait_until(lambda: bool(judged))

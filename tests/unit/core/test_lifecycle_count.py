@@ -32,16 +32,27 @@ from tests.unit.core.verbs import (
 )
 
 
-def test_vfs_are_created_without_drivers_and_the_flag_is_put_back() -> None:
+def test_drivers_are_kept_away_from_vfs_as_long_as_they_live() -> None:
     async def test() -> None:
         rules = await make_rules()
         job = await set_num_vfs(rules, 7)
         assert outcome(job) == (JobState.DONE, f"Created 7 VFs of {PF}.")
         assert [rules.kernel.driver(vf) for vf in VFS] == [""] * 7
+        assert not autoprobe(rules)
+        assert rules.kernel.writes == [f"set-autoprobe {PF} 0", f"set-num-vfs {PF} 7"]
+        await set_num_vfs(rules, 0)
+        assert rules.kernel.writes[2:] == [f"set-num-vfs {PF} 0", f"set-autoprobe {PF} 1"]
         assert autoprobe(rules)
-        assert rules.kernel.writes == [
-            f"set-autoprobe {PF} 0", f"set-num-vfs {PF} 7", f"set-autoprobe {PF} 1",
-        ]  # fmt: skip
+
+    run_async(test())
+
+
+def test_a_flag_that_was_off_stays_off() -> None:
+    async def test() -> None:
+        rules = await make_rules(autoprobe=0)
+        await set_num_vfs(rules, 7)
+        await set_num_vfs(rules, 0)
+        assert rules.kernel.writes == [f"set-num-vfs {PF} 7", f"set-num-vfs {PF} 0"]
 
     run_async(test())
 
@@ -134,12 +145,11 @@ def test_a_count_that_the_kernel_refuses_leaves_everything_as_it_was(number: int
 
 def test_vfs_that_were_made_go_again_when_something_after_them_fails() -> None:
     async def test() -> None:
-        rules = await make_rules(autoprobe=0)
-        rules.kernel.failures[Verb.COUNT_VFS, PF] = errno.EIO
-        job = rules.lifecycle.set_num_vfs(PF, 7, CountOptions(), WHO)
-        await until(lambda: f"set-num-vfs {PF} 7" in rules.kernel.writes)
-        assert_failed(await rules.finish(job), BackendFailed, "EIO")
+        rules = await make_rules()
+        rules.kernel.failures[Verb.BIND, VFS[5]] = errno.EIO
+        assert_failed(await set_num_vfs(rules, 7, driver="vfio-pci"), BackendFailed, "EIO")
         assert rules.kernel.vfs_of(PF) == {}
+        assert autoprobe(rules)
 
     run_async(test())
 
@@ -170,15 +180,18 @@ def test_vfs_in_use_are_not_destroyed_unless_forced() -> None:
 
 
 @pytest.mark.usefixtures("short_deadlines")
-def test_a_count_that_returns_late_puts_the_flag_back() -> None:
+def test_vfs_that_come_late_are_seen_and_kept_from_drivers() -> None:
     async def test() -> None:
         rules = await make_rules()
         gate = rules.host.hangs[Verb.SET_NUM_VFS, PF] = asyncio.Event()
         assert_failed(await set_num_vfs(rules, 7), Stuck, SLOT)
         gate.set()
         await until(lambda: not rules.inventory.adapters[SLOT].stuck)
+        await rules.picture.rescan()
+        assert len(rules.inventory.vfs_of(PF)) == 7
+        assert not autoprobe(rules)
+        await set_num_vfs(rules, 0)
         assert autoprobe(rules)
-        assert rules.kernel.writes[-1] == f"set-autoprobe {PF} 1"
 
     run_async(test())
 

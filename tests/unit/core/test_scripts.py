@@ -86,18 +86,16 @@ def test_unbind_chain() -> None:
     assert spell(scripts.unbind_chain(VF, "igbvf")) == ["unbind igbvf", "read-driver="]
 
 
-def test_count_script_keeps_drivers_away_and_puts_the_flag_back() -> None:
-    assert spell_script(scripts.count_script(make_pf(), 7)) == [
-        ["set-autoprobe 0", "set-num-vfs 7"],
-        ["set-autoprobe 1"],
-        ["count-vfs"],
-    ]
-    assert not scripts.count_script(make_pf(), 7).stop_on_failure, "the flag must be put back all the same"
+def test_create_script_keeps_drivers_away() -> None:
+    assert spell_script(scripts.create_script(make_pf(), 7)) == [["set-autoprobe 0", "set-num-vfs 7"]]
+    assert spell_script(scripts.create_script(QUIET_PF, 7)) == [["set-num-vfs 7"]]
 
 
-def test_count_script_does_not_touch_a_flag_that_is_right_or_does_not_matter() -> None:
-    assert spell_script(scripts.count_script(QUIET_PF, 7)) == [["set-num-vfs 7"], ["count-vfs"]]
-    assert spell_script(scripts.count_script(make_pf(), 0)) == [["set-num-vfs 0"], ["count-vfs"]]
+def test_destroy_script_puts_the_flag_back_where_it_was_turned_off() -> None:
+    restoring = scripts.destroy_script(QUIET_PF, 7, restore_autoprobe=True)
+    assert spell_script(restoring) == [["set-num-vfs 0"], ["set-autoprobe 1"]]
+    assert spell_script(scripts.destroy_script(QUIET_PF, 7, restore_autoprobe=False)) == [["set-num-vfs 0"]]
+    assert spell_script(scripts.destroy_script(QUIET_PF, 0, restore_autoprobe=True)) == [["set-autoprobe 1"]]
 
 
 def test_probe_script_opens_a_quiet_pf_for_as_long_as_it_takes() -> None:
