@@ -80,6 +80,8 @@ class Recorder:
         for name in wanted:
             if name not in every or not self._is_sriov(every[name]):
                 raise ValueError(f"no PF or VF is at {name}")
+        if not wanted:
+            self._warn("no PF and no VF is here; the recording has the bus and its drivers only")
         chosen: set[str] = set()
         pending = [every[name] for name in wanted]
         while pending:

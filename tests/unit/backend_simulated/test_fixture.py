@@ -73,8 +73,8 @@ def test_what_is_no_recording_at_all(raw: bytes, message: str) -> None:
 
 def test_values() -> None:
     text = HEAD + (
-        "a:\n    c 0644 hex=20\n        0010 ff000001000000000000000000000000\n    d/\n    l -> ../b\n    r 0220\n"
-        '    s 0600 size=131072\n    t 0444 "0x8086\\n"\n    u 0644 unread\nend\n'
+        "a:\n    c 0644 hex=20\n        0010 ff000001000000000000000000000000\n    d/\n    l -> ../b\n"
+        '    r 0220\n    s 0600 size=131072\n    t 0444 "0x8086\\n"\n    u 0644 unread\nend\n'
     )
     recording = parse_fixture(text.encode(), "t")
     assert recording.kernel == "6.12"

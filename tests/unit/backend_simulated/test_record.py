@@ -115,6 +115,35 @@ def test_registers_read_as_recorded_even_where_the_model_knows_better(sim: Sim, 
     assert model.config_bytes()[0x300:0x30C] == config[0x300:0x30C]
 
 
+def test_what_the_recorded_kernel_did_not_show_is_not_shown(sim: Sim, root: str) -> None:
+    """An older kernel, another IOMMU: what our kernel would add is taken away, from new VFs too."""
+    recording = parse_fixture(record(busy(sim)).encode(), "t")
+    for directory, entries in recording.directories.items():
+        if directory.startswith("devices/pci"):
+            entries.pop("power_state", None)
+            entries.pop("iommu", None)
+    again = Sim(f"{root}/again", fixture=recording)
+    assert not again.exists(f"{IGB}/iommu")
+    assert not again.exists(f"{IGB}/power_state")
+    again.must("drivers/igb/unbind", IGB)
+    again.must("drivers/igb/bind", IGB)
+    again.enable(IGB, 1)
+    assert not again.exists(f"{IGB}/power_state")
+    assert not again.exists(f"{VF}/power_state")
+
+
+def test_what_our_kernel_does_not_know_is_kept(sim: Sim, root: str) -> None:
+    recording = parse_fixture(record(sim).encode(), "t")
+    entries = recording.directories[f"devices/pci0000:00/0000:00:01.0/{IGB}"]
+    entries["pools"] = Attribute(0o444)
+    entries["firmware_node"] = Link("../../../LNXSYSTM:00")
+    recording.directories["bus/pci/slots/3"] = {"address": Attribute(0o444, b"0000:01:00\n")}
+    again = Sim(f"{root}/again", fixture=recording)
+    assert again.exists(f"{IGB}/pools")
+    assert again.link(f"{IGB}/firmware_node") == "../../../LNXSYSTM:00"
+    assert again.read("bus/pci/slots/3/address") == "0000:01:00\n"
+
+
 # (attribute of the PF, its new entry or None to drop it, what the complaint says)
 HARM = [
     ("config", Attribute(0o644, bytes(64)), "64 bytes of configuration space"),
@@ -156,6 +185,14 @@ def test_command_line(sim: Sim, root: str, capsys: pytest.CaptureFixture[str]) -
     errors = capsys.readouterr().err
     assert "no PF or VF is at 0000:07:00.0" in errors
     assert "'7:0.0' is not a PCI address" in errors
+
+
+def test_a_host_without_sriov_says_so(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = Sim(root, machine=())
+    assert main(["--root", empty.backend.host.tree.root]) == 0
+    output = capsys.readouterr()
+    assert "no PF and no VF is here" in output.err
+    assert parse_fixture(output.out.encode(), "t").directories["bus/pci/devices"] == {}
 
 
 def test_an_occupied_directory_is_refused(sim: Sim) -> None:
