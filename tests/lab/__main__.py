@@ -17,7 +17,7 @@ from tests.lab.guest import PROJECT_PATH, CommandFailed, Guest, GuestDied
 from tests.lab.host import LabMissing, missing_reason
 from tests.lab.image import BuildFailed, ensure_artefacts
 from tests.lab.layout import LAYOUTS, Layout, LayoutError, load_layout
-from tests.lab.recipe import DEFAULT_KERNEL, SUITES_OF_KERNEL
+from tests.lab.recipe import DEFAULT_KERNEL, SUITES_OF_KERNEL, UnknownKernel
 from tests.lab.terminal import relay
 from tests.lab.waiting import DeadlineExceeded
 
@@ -27,6 +27,7 @@ FAILURES = (
     LabMissing,
     BuildFailed,
     LayoutError,
+    UnknownKernel,
     GuestDied,
     CommandFailed,
     ChannelClosed,

@@ -99,7 +99,7 @@ def log_directories(nodeid: str) -> Iterator[Path]:
 def lab_kernel() -> str:
     """The guest's kernel: $LAB_KERNEL, else the default."""
     kernel = os.environ.get("LAB_KERNEL", DEFAULT_KERNEL)
-    guest_recipe(kernel)  # ValueError names the known ones
+    guest_recipe(kernel)  # UnknownKernel names the known ones
     return kernel
 
 

@@ -3,7 +3,6 @@
 set -eu
 root=$1
 
-chmod 755 "$root/usr/local/lib/sriovd-lab" "$root/usr/local/lib/sriovd-lab/agent.py"
 systemctl --root="$root" --quiet enable sriovd-lab-agent.service
 
 # Nothing here has a network, a clock to set, a disk to trim or a second kernel, and each costs boot time under emulation.

@@ -24,6 +24,7 @@ from tests.lab.host import KEYRING, cache_directory, debian_mirror, find_program
 from tests.lab.recipe import HERE, TOOLS_RECIPE, Recipe, guest_recipe
 
 BUILD_TIMEOUT_S = 900.0
+AGENT_PATH = "/usr/local/lib/sriovd-lab/agent.py"  # as the unit in guest-root/ starts it
 GUEST_DISK_BYTES = 2 << 30  # sparse; used is about 300 MB
 # The newest keys of one artefact that survive pruning: two branches side by side do not rebuild each
 # other's.
@@ -54,7 +55,7 @@ class Artefacts:
 def ensure_artefacts(kernel: str) -> Artefacts:
     """Tools root and guest image for `kernel`, built in parallel when the cache does not have them.
 
-    BuildFailed, LabMissing, ValueError (unknown kernel).
+    BuildFailed, LabMissing, UnknownKernel.
     """
     guest = guest_recipe(kernel)
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -147,16 +148,25 @@ def pin_hook(recipe: Recipe) -> str:
 
 
 def guest_hooks() -> list[str]:
-    """mmdebstrap options that put this folder's files into a guest root: those of guest-root/ before the
-    kernel makes its initramfs, the rest at the end.
+    """mmdebstrap options that put this folder's files into a guest root.
+
+    Those of guest-root/ come before the kernel makes its initramfs, the rest at the end. Owner and mode are
+    given, because a developer's checkout has his own.
     """
-    overlay = " ".join(shlex.quote(str(path)) for path in sorted((HERE / "guest-root").iterdir()))
+    overlay = HERE / "guest-root"
+    files = [path for path in sorted(overlay.rglob("*")) if path.is_file()]
+    commands = [install_command(path, f"/{path.relative_to(overlay)}", "644") for path in files]
     return [
-        f"--essential-hook=copy-in {overlay} /",
-        '--customize-hook=mkdir -p "$1/usr/local/lib/sriovd-lab"',
-        f"--customize-hook=upload {shlex.quote(str(HERE / 'agent.py'))} /usr/local/lib/sriovd-lab/agent.py",
-        f"--customize-hook={HERE / 'customize-guest.sh'}",
+        f"--essential-hook={' && '.join(commands)}",
+        f"--customize-hook={install_command(HERE / 'agent.py', AGENT_PATH, '755')}",
+        f'--customize-hook=sh {shlex.quote(str(HERE / "customize-guest.sh"))} "$1"',
     ]
+
+
+def install_command(source: Path, path: str, mode: str) -> str:
+    """Shell text that copies a file into the root that mmdebstrap hands its hooks as $1."""
+    install = f"install -D --owner=root --group=root --mode={mode}"
+    return f'{install} {shlex.quote(str(source))} "$1"{shlex.quote(path)}'
 
 
 def make_guest_image(staging: Path, log: Path) -> None:

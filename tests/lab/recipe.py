@@ -76,6 +76,10 @@ UNUSED_MODULES = (
 UNUSED_FILES = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
 
 
+class UnknownKernel(ValueError):
+    """A kernel for which there is no recipe."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """One artefact.
@@ -97,11 +101,7 @@ class Recipe:
         """
         digest = hashlib.sha256(repr((FORMAT_VERSION, self)).encode())
         for file in sorted(guest_files()) if self.with_kernel else ():
-            digest.update(
-                f"{file.relative_to(HERE)}\0{file.stat().st_mode & 0o777:o}\0".encode()
-                + file.read_bytes()
-                + b"\0"
-            )
+            digest.update(f"{file.relative_to(HERE)}\0".encode() + file.read_bytes() + b"\0")
         return digest.hexdigest()[:12]
 
 
@@ -120,11 +120,13 @@ def kernel_module_paths() -> tuple[str, ...]:
 
 
 def guest_recipe(kernel: str) -> Recipe:
-    """The guest image with Debian's kernel `kernel`. ValueError names the kernels there are."""
+    """The guest image with Debian's kernel `kernel`. UnknownKernel names those there are."""
     try:
         suites = SUITES_OF_KERNEL[kernel]
     except KeyError:
-        raise ValueError(f"LAB_KERNEL={kernel!r} is unknown; known: {', '.join(SUITES_OF_KERNEL)}") from None
+        raise UnknownKernel(
+            f"LAB_KERNEL={kernel!r} is unknown; known: {', '.join(SUITES_OF_KERNEL)}"
+        ) from None
     return Recipe(
         name=f"guest-{kernel}",
         suites=suites,

@@ -25,7 +25,7 @@ from tests.lab.channel import Channel, ChannelClosed, Pending, RequestFailed
 from tests.lab.guest import CommandFailed, Result
 from tests.lab.layout import LAYOUTS, LayoutError, device_arguments, load_layout, parse_layout
 from tests.lab.project import PROJECT_ROOT, pack_project, project_files
-from tests.lab.recipe import HERE, SUITES_OF_KERNEL, TOOLS_RECIPE, guest_recipe
+from tests.lab.recipe import HERE, SUITES_OF_KERNEL, TOOLS_RECIPE, UnknownKernel, guest_recipe
 from tests.lab.waiting import DeadlineExceeded, wait_until
 
 REPLY_TIMEOUT_S = 10.0
@@ -138,7 +138,7 @@ def test_cache_key_changes_with_a_package_and_with_a_file_of_the_guest(
 
 
 def test_unknown_kernel_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"LAB_KERNEL='5\.10' is unknown; known: 6\.1, 6\.12, 7\.2"):
+    with pytest.raises(UnknownKernel, match=r"LAB_KERNEL='5\.10' is unknown; known: 6\.1, 6\.12, 7\.2"):
         guest_recipe("5.10")
 
 
@@ -394,7 +394,9 @@ def test_qemu_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     ) as parent:
         assert parent.stdout is not None
         child = Path(f"/proc/{int(parent.stdout.readline())}")
-        assert child.exists()
+        wait_until(
+            lambda: (child / "comm").read_text() == "sleep\n", REPLY_TIMEOUT_S, "the child to become itself"
+        )
         parent.kill()
     wait_until(
         lambda: not child.exists() or ") Z " in (child / "stat").read_text(),
