@@ -133,7 +133,8 @@ class Daemon:
             "the wait for the end": asyncio.create_task(self._stop.wait()),
         }
         closed = asyncio.ensure_future(connection.closed)
-        await asyncio.wait({closed, *parts.values()}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {closed, *parts.values()}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not self._stop.is_set():
             raise RuntimeError(_describe_end(parts, closed))
         for task in parts.values():

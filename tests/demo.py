@@ -1,5 +1,5 @@
-"""make demo: sriovd on a simulated host tells its story. Each step is a command that a user would type, and its
-real output; the story ends with an error if a step goes other than told."""
+"""make demo: sriovd on a simulated host tells its story. Each step is a command that a user would type, and
+its real output; the story ends with an error if a step goes other than told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-MANAGER = "busctl call org.sriovd1 /org/sriovd1 org.sriovd1.Manager"
+SERVICE = "org.sriovd1"
+MANAGER = f"busctl call {SERVICE} /org/sriovd1 {SERVICE}.Manager"
+SIMULATOR = f"busctl call {SERVICE} /org/sriovd1/simulator {SERVICE}.Simulator"
 PF = "/org/sriovd1/function/_0000_01_00_0"
 VF = "/org/sriovd1/function/_0000_01_10_0"
 
@@ -27,39 +29,84 @@ class Step:
 
 
 STORY = (
-    Step("What is there? Two NICs, an NVMe drive and an accelerator, found by capability.",
-         "busctl tree org.sriovd1", "_0000_01_00_0"),
-    Step("One of the NICs in detail.", f"busctl introspect org.sriovd1 {PF} org.sriovd1.PhysicalFunction", ".SetNumVFs"),
-    Step("Four VFs, bound to vfio-pci, ready for virtual machines; no other driver came near them.",
-         f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:01:00.0 4 1 driver s vfio-pci", '"done"'),
-    Step("The first VF as its user sees it.", f"busctl introspect org.sriovd1 {VF} org.sriovd1.Function", '"vfio-pci"'),
-    Step("More VFs than there can be: a refusal that says what would be right.",
-         f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:01:00.0 9 0", "allows 7", fails=True),
-    Step("Another number while VFs exist: the kernel cannot, and sriovd destroys nothing by itself.",
-         f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:01:00.0 2 0", "Set 0 VFs first", fails=True),
-    Step("A virtual machine takes the VF (the simulated host plays it) ...",
-         "busctl call org.sriovd1 /org/sriovd1/simulator org.sriovd1.Simulator OpenDevice sus 0000:01:10.0 4711 qemu", ""),
-    Step("... and nobody pulls it away from under it.",
-         f"{MANAGER} Bind 'ssa{{sv}}' 0000:01:10.0 default 0", "qemu (pid 4711)", fails=True),
-    Step("It ends; now the VF goes back to the host's own driver.",
-         "busctl call org.sriovd1 /org/sriovd1/simulator org.sriovd1.Simulator CloseDevice s 0000:01:10.0", ""),
+    Step(
+        "What is there? Two NICs, an NVMe drive and an accelerator, found by capability.",
+        f"busctl tree {SERVICE}",
+        "_0000_01_00_0",
+    ),
+    Step(
+        "One of the NICs in detail.",
+        f"busctl introspect {SERVICE} {PF} {SERVICE}.PhysicalFunction",
+        ".SetNumVFs",
+    ),
+    Step(
+        "Four VFs, bound to vfio-pci, ready for virtual machines; no other driver came near them.",
+        f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:01:00.0 4 1 driver s vfio-pci",
+        '"done"',
+    ),
+    Step(
+        "The first VF as its user sees it.",
+        f"busctl introspect {SERVICE} {VF} {SERVICE}.Function",
+        '"vfio-pci"',
+    ),
+    Step(
+        "More VFs than there can be: a refusal that says what would be right.",
+        f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:01:00.0 9 0",
+        "allows 7",
+        fails=True,
+    ),
+    Step(
+        "Another number while VFs exist: the kernel cannot, and sriovd destroys nothing by itself.",
+        f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:01:00.0 2 0",
+        "Set 0 VFs first",
+        fails=True,
+    ),
+    Step(
+        "A virtual machine takes the VF (the simulated host plays it) ...",
+        f"{SIMULATOR} OpenDevice sus 0000:01:10.0 4711 qemu",
+        "",
+    ),
+    Step(
+        "... and nobody pulls it away from under it.",
+        f"{MANAGER} Bind 'ssa{{sv}}' 0000:01:10.0 default 0",
+        "qemu (pid 4711)",
+        fails=True,
+    ),
+    Step(
+        "It ends; now the VF goes back to the host's own driver.",
+        f"{SIMULATOR} CloseDevice s 0000:01:10.0",
+        "",
+    ),
     Step("", f"{MANAGER} Bind 'ssa{{sv}}' 0000:01:10.0 default 0", '"done"'),
-    Step("", f"busctl get-property org.sriovd1 {VF} org.sriovd1.Function Driver NetworkInterfaces", '"igbvf"'),
-    Step("A driver that fails: the VF gets its old driver back.",
-         "busctl call org.sriovd1 /org/sriovd1/simulator org.sriovd1.Simulator InjectFault 'ssa{sv}' bind 0000:01:10.2 2 "
-         "errno s EIO times u 1", ""),
+    Step(
+        "",
+        f"busctl get-property {SERVICE} {VF} {SERVICE}.Function Driver NetworkInterfaces",
+        '"igbvf"',
+    ),
+    Step(
+        "A driver that fails: the VF gets its old driver back.",
+        f"{SIMULATOR} InjectFault 'ssa{{sv}}' bind 0000:01:10.2 2 errno s EIO times u 1",
+        "",
+    ),
     Step("", f"{MANAGER} Bind 'ssa{{sv}}' 0000:01:10.2 pci-stub 0", "EIO", fails=True),
-    Step("", f"{MANAGER} ListFunctions", "_0000_01_10_2"),
-    Step("120 namespaces' worth of NVMe VFs in one call.",
-         f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:03:00.0 120 1 driver s pci-stub", '"done"'),
-)  # fmt: skip
+    Step(
+        "",
+        f"busctl get-property {SERVICE} /org/sriovd1/function/_0000_01_10_2 {SERVICE}.Function Driver",
+        '"vfio-pci"',
+    ),
+    Step(
+        "120 NVMe VFs in one call, bound.",
+        f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:03:00.0 120 1 driver s pci-stub",
+        '"done"',
+    ),
+)
 
 
 @contextmanager
 def daemon() -> Iterator[str]:
     """sriovd on a simulated host and a private bus; gives the bus's address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sriovd", "--simulated", "--private-bus", "--log-level", "warning"],
+        [sys.executable, "-m", "sriovd", "--simulated", "--private-bus", "--log-level", "error"],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -92,7 +139,7 @@ def wait_for_name(environment: dict[str, str]) -> None:
     """Until sriovd has its name on the bus."""
     deadline = time.monotonic() + 15
     while subprocess.run(
-        ["busctl", "status", "org.sriovd1"], env=environment, capture_output=True, check=False
+        ["busctl", "status", SERVICE], env=environment, capture_output=True, check=False
     ).returncode:
         if time.monotonic() > deadline:
             raise SystemExit("sriovd did not come to the bus")

@@ -50,6 +50,7 @@ class SimulatedRun:
         self._step: Step | None = None
         self._began = time.monotonic()
         self._call: Call | None = None
+        self._stopped = False
         loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[Sequence[ChainResult]] = loop.create_future()
         self.task = loop.create_task(self._execute())
@@ -60,8 +61,12 @@ class SimulatedRun:
         """Resolves with the chains that were tried."""
         return self._finished
 
+    def stop(self) -> None:
+        """Begin no further chain."""
+        self._stopped = True
+
     def abandon(self) -> Evidence:
-        """Nobody waits any more. The script goes on if the kernel comes back, as a helper does."""
+        """Nobody waits any more. The chain goes on if the kernel comes back, as a helper's does."""
         return self.describe()
 
     def detach(self) -> None:
@@ -87,6 +92,8 @@ class SimulatedRun:
     async def _execute(self) -> None:
         results: list[ChainResult] = []
         for chain in self._script.chains:
+            if self._stopped:
+                break
             result = await self._run_chain(chain)
             results.append(result)
             try:
