@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from pathlib import Path
 from systemd import journal
 
 from sriovd import __version__
-from sriovd.backend.base import Backend
+from sriovd.backend.base import Backend, HostReadError
+from sriovd.bus.calls import BusError
 from sriovd.core.messages import FIELDS_ATTRIBUTE
 from sriovd.daemon import Settings, serve
 
@@ -63,7 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--time-scale",
-        type=float,
+        type=_parse_factor,
         default=0.1,
         metavar="FACTOR",
         help="how long simulated kernel operations take: 1.0 as on real hardware, 0 no time (default: 0.1)",
@@ -71,7 +73,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--uevent-buffer",
         type=int,
-        default=int(os.environ.get("SRIOVD_UEVENT_BUFFER", "134217728")),
+        default=os.environ.get("SRIOVD_UEVENT_BUFFER", "134217728"),
         metavar="BYTES",
         help="size of the uevent socket's buffer (default: 128 MiB, or SRIOVD_UEVENT_BUFFER)",
     )
@@ -86,6 +88,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return given
 
 
+def _parse_factor(text: str) -> float:
+    factor = float(text)
+    if not 0 <= factor < math.inf:
+        raise ValueError(f"{text} is not from 0 to infinity")
+    return factor
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; the exit status of the process."""
     given = parse_arguments(arguments)
@@ -95,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
             settings = stack.enter_context(_open_bus(given))
             backend = stack.enter_context(_open_host(given))
             asyncio.run(serve(backend, settings))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (BusError, HostReadError, OSError, RuntimeError, ValueError) as error:
         logging.getLogger("sriovd").critical("sriovd ends: %s", error)
         return 1
     return 0

@@ -62,11 +62,15 @@ class Job:
 
     def enter(self, stage: str, progress: float | None = None) -> None:
         """Begin a stage. Raises Cancelled if that was asked for: between stages nothing is half done."""
-        if self._cancel_asked:
-            raise Cancelled(f"{self.operation} was cancelled before {stage}.")
+        self.heed_cancel(stage)
         self.state, self.stage = JobState.RUNNING, stage
         self.progress = max(self.progress, progress or 0.0)
         self.on_change(self)
+
+    def heed_cancel(self, before: str) -> None:
+        """Raises Cancelled if that was asked for; `before`: what is not begun then."""
+        if self._cancel_asked:
+            raise Cancelled(f"{self.operation} was cancelled before {before}.")
 
     def advance(self, progress: float) -> None:
         """Move the progress forward; it never goes back. Told in steps that a person can see: 120 VFs shall

@@ -133,7 +133,7 @@ class Lifecycle:
     # The verbs' work, in the lane of their adapter.
 
     async def _set_num_vfs(self, job: Job, pf: PciAddress, count: int, options: CountOptions) -> Result:
-        async with self._working_on(self._inventory.get_pf(pf).adapter):
+        async with self._working_on(job, self._inventory.get_pf(pf).adapter):
             function, have = self._inventory.get_pf(pf), len(self._inventory.vfs_of(pf))
             rules.check_vf_count(function, have, count)
             if have == count:
@@ -214,14 +214,14 @@ class Lifecycle:
 
     async def _bind(self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool) -> Result:
         adapter = self._inventory.get(addresses[0]).adapter
-        async with self._working_on(adapter):
+        async with self._working_on(job, adapter):
             for address in addresses:
                 self._check_bindable(self._inventory.get(address), driver)
             return await self._binder.bind_all(job, adapter, addresses, driver, force)
 
     async def _unbind(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
-        async with self._working_on(adapter):
+        async with self._working_on(job, adapter):
             function = self._inventory.get(address)
             driver = function.facts.driver
             if not driver:
@@ -234,7 +234,7 @@ class Lifecycle:
 
     async def _reset(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
-        async with self._working_on(adapter):
+        async with self._working_on(job, adapter):
             function = self._inventory.get(address)
             self._check_reset(function, force)
             await refuse_used(self._backend, [function, *self._vfs(address)], force)
@@ -244,7 +244,7 @@ class Lifecycle:
 
     async def _remove(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
-        async with self._working_on(adapter, exclusive=True):
+        async with self._working_on(job, adapter, exclusive=True):
             function, vfs = self._inventory.get_pf(address), self._vfs(address)
             await refuse_used(self._backend, [function, *vfs], force)
             family = [*(vf.address for vf in vfs), address]
@@ -264,8 +264,9 @@ class Lifecycle:
     # What they share.
 
     @asynccontextmanager
-    async def _working_on(self, adapter: str, *, exclusive: bool = False) -> AsyncIterator[None]:
+    async def _working_on(self, job: Job, adapter: str, *, exclusive: bool = False) -> AsyncIterator[None]:
         async with self._executor.lane(adapter, exclusive=exclusive):
+            job.heed_cancel("its turn came")
             self._picture.begin_job(adapter)
             try:
                 yield

@@ -1,0 +1,1 @@
+"""The whole daemon on the simulated host, on a private bus, driven as its clients drive it."""
