@@ -170,11 +170,12 @@ def _contract_for(simulated: bool) -> Contract:
 
 
 def _report_change(change: Change) -> None:
+    """PFs only: hundreds of VFs come with one job, whose message counts them."""
     match change:
-        case FunctionChange(before=None, after=function) if function is not None:
+        case FunctionChange(before=None, after=function) if function is not None and function.physical:
             text = f"{function} appeared, generation {function.generation}."
             announce(_log, Message.FUNCTION_ADDED, text, address=str(function.address))
-        case FunctionChange(before=function, after=None) if function is not None:
+        case FunctionChange(before=function, after=None) if function is not None and function.physical:
             announce(_log, Message.FUNCTION_REMOVED, f"{function} is gone.", address=str(function.address))
 
 

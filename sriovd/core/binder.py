@@ -6,6 +6,7 @@ is quarantined, and the journal and the error say so. The caller has the adapter
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from sriovd.core.usage import refuse_used
 from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
+
+SETTLE_SEC = 1.0  # how long a driver that took a function may still give it up
 
 Results = dict[PciAddress | None, ChainResult]  # by the chain's subject, as far as they have come
 
@@ -103,6 +106,20 @@ class Binder:
             await self._run_with_progress(job, adapter, script, close, done)
         except SriovdError as error:
             return error
+        return _judge(job, bindings, close, done) or await self._settle(job, bindings, close, done)
+
+    async def _settle(
+        self, job: Job, bindings: list[Binding], close: Script | None, done: Results
+    ) -> SriovdError | None:
+        """Look once more where a driver may have given up meanwhile."""
+        if scripts.settles_at_once(bindings[0].wanted):
+            return None
+        await asyncio.sleep(SETTLE_SEC)
+        for binding in bindings:
+            self._picture.look_at(binding.address)
+            function = self._inventory.functions.get(binding.address)
+            driver = function.facts.driver if function else ""
+            done[binding.address] = scripts.with_driver(done[binding.address], driver)
         return _judge(job, bindings, close, done)
 
     async def _run_with_progress(

@@ -6,7 +6,7 @@ takes back exactly what a chain did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sriovd.backend.base import FunctionFacts
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
@@ -57,6 +57,18 @@ def bind_chain(binding: Binding) -> Chain:
 def unbind_chain(address: PciAddress, driver: str) -> Chain:
     """Away from `driver`; the override stays as it is."""
     return Chain(address, (Step(Verb.UNBIND, address, driver), Step(Verb.READ_DRIVER, address, expect="")))
+
+
+def settles_at_once(wanted: str) -> bool:
+    """Whether a driver that took a function is known to keep it. Others may give it up after their probe has
+    returned: nvme before 6.5 initialises the controller later (drivers/nvme/host/pci.c nvme_async_probe)."""
+    return wanted in (NONE, "vfio-pci", "pci-stub")
+
+
+def with_driver(done: ChainResult, driver: str) -> ChainResult:
+    """`done` (a bind_chain's) as if its last look had found `driver`."""
+    *before, last = done.results
+    return replace(done, results=(*before, replace(last, value=driver)))
 
 
 def undo_chain(binding: Binding, done: ChainResult) -> Chain | None:

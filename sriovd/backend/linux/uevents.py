@@ -116,7 +116,7 @@ def _name_of_function(device: Any) -> str:  # noqa: ANN401
     """The device's own name, or for a network interface (.../0000:01:00.0/net/eth0) its device's."""
     if device.subsystem != NETWORK_SUBSYSTEM:
         return str(device.sys_name)
-    return os.path.basename(os.path.dirname(os.path.dirname(device.device_path)))
+    return os.path.basename(os.path.dirname(os.path.dirname(str(device.device_path))))
 
 
 def _to_event(device: Any) -> Uevent | None:  # noqa: ANN401  pyudev has no types

@@ -177,10 +177,10 @@ class Host:
         self.refresh(dev, BINDING)
         self.emit(UeventAction.UNBIND, dev)
 
-    def add_class_devices(self, dev: Device, driver: Driver) -> None:
-        """What a driver registers of its own: a network interface."""
+    def add_class_devices(self, dev: Device, driver: Driver, name: str = "") -> None:
+        """What a driver registers of its own: a network interface. `name`: of a recorded one."""
         if driver.has_netdev:
-            add_netdev(self.tree, self.net_numbers, dev)
+            add_netdev(self.tree, self.net_numbers, dev, name)
 
     def remove_class_devices(self, dev: Device) -> None:
         """Undo add_class_devices."""

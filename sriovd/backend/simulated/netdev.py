@@ -26,13 +26,15 @@ def _files(dev: Device, number: int) -> tuple[File, ...]:
     return tuple(File(name, 0o444, f"{text}\n".encode()) for name, text in texts.items())
 
 
-def add_netdev(tree: Tree, numbers: NumberPool, dev: Device) -> None:
-    """Register the interface of `dev`."""
-    number = numbers.take()
-    dev.net_interface = f"{_PREFIX}{number}"
+def add_netdev(tree: Tree, numbers: NumberPool, dev: Device, name: str = "") -> None:
+    """Register the interface of `dev`. `name`: what a recorded one was called."""
+    number = _number(name) if name else numbers.take()
+    if name and number is not None:
+        numbers.claim(number)
+    dev.net_interface = name or f"{_PREFIX}{number}"
     directory = f"{dev.directory}/net/{dev.net_interface}"
     tree.make_directory(directory)
-    tree.populate(directory, _files(dev, number))
+    tree.populate(directory, _files(dev, number or 0))
     tree.link(f"{directory}/device", dev.directory)
     tree.link(f"{directory}/subsystem", "class/net")
     tree.link(f"class/net/{dev.net_interface}", directory)
@@ -44,7 +46,13 @@ def remove_netdev(tree: Tree, numbers: NumberPool, dev: Device) -> None:
         return
     tree.unlink(f"class/net/{dev.net_interface}")
     tree.remove_directory(f"{dev.directory}/net")
-    number = dev.net_interface.removeprefix(_PREFIX)
-    if number.isdecimal():
-        numbers.give_back(int(number))
+    number = _number(dev.net_interface)
+    if number is not None:
+        numbers.give_back(number)
     dev.net_interface = ""
+
+
+def _number(name: str) -> int | None:
+    """N of ethN; None for a name that udev has given."""
+    digits = name.removeprefix(_PREFIX)
+    return int(digits) if digits.isdecimal() else None

@@ -65,7 +65,8 @@ def build_profile(
     if vf is not None and len(vf) == CONFIG_BYTES:
         vf_profile = _build_function(vf_ids, ConfigSpace.from_bytes(vf), (), is_vf=True)
     else:
-        vf_profile = FunctionProfile(_identity(vf_ids), (_vf_express(pf),), ())
+        # nobody has seen one: the least that a VF of an ARI hierarchy has
+        vf_profile = FunctionProfile(_identity(vf_ids), (_vf_express(pf),), (AriProfile(0x100),))
     return AdapterProfile(name, pf, vf_profile, physical_functions=functions)
 
 

@@ -307,8 +307,14 @@ def _bind(host: Host, source: RecordedDevice, dev: Device) -> None:
     host.link_driver(dev, driver)
     if driver.driver.probe is Probe.VFIO:
         host.add_vfio_device(dev)
-    if driver.driver.has_netdev:
-        host.add_class_devices(dev, driver.driver)
+    host.add_class_devices(dev, driver.driver, _interface(source))
+
+
+def _interface(source: RecordedDevice) -> str:
+    """The name of the function's network interface; the first, if it had more."""
+    prefix = f"{source.directory}/net/"
+    names = (path.removeprefix(prefix) for path in source.recording.directories if path.startswith(prefix))
+    return min((name for name in names if "/" not in name), default="")
 
 
 def _last_address(directory: str) -> PciAddress | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,20 @@ def test_a_named_driver_the_default_and_none() -> None:
             job = await bind(rules, VFS[0], driver)
             assert outcome(job) == (JobState.DONE, f"Bound VF {VFS[0]} to {driver}.")
             assert state(rules)[VFS[0]] == after
+
+    run_async(test())
+
+
+@pytest.mark.parametrize("driver", ["igbvf", "default"])
+def test_a_driver_that_gives_up_after_its_probe_has_failed_to_bind(driver: str) -> None:
+    async def test() -> None:
+        rules = await make_rules(2, "vfio-pci")
+        job = rules.lifecycle.bind_vfs(PF, driver, False, WHO)
+        await until(lambda: rules.kernel.driver(VFS[1]) == "igbvf")
+        rules.kernel.functions[VFS[1]] = replace(rules.kernel.functions[VFS[1]], driver="")
+        assert_failed(await rules.finish(job), BindFailed, str(VFS[1]))
+        assert {rules.kernel.driver(vf) for vf in VFS[:2]} == {"vfio-pci"}
+        assert rules.inventory.get(VFS[1]).facts.driver == "vfio-pci"
 
     run_async(test())
 
