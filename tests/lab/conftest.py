@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.client import Client
 from tests.lab.guest import Guest
 from tests.lab.host import missing_reason
 from tests.lab.layout import load_layout
@@ -129,3 +130,14 @@ def boot_guest(request: pytest.FixtureRequest, lab_kernel: str) -> Iterator[Call
             return booted
 
         yield boot
+
+
+@pytest.fixture
+def client(guest: Guest) -> Iterator[Client]:
+    """sriovd running in the guest. After the test no VF is left, and every PF is on its driver."""
+    sriovd = Client(guest)
+    sriovd.start()
+    yield sriovd
+    sriovd.start()
+    for pf in sriovd.pfs():
+        sriovd.set_num_vfs(pf, 0)

@@ -1,0 +1,78 @@
+"""A kernel write that hangs for 70 s: a VF reset after a fatal error of its PF. Everything else goes on."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.client import ADAPTER, FUNCTION, IGB0, NVME, Client, adapter_path, function_path
+from tests.lab.waiting import wait_until
+
+VF = "0000:01:10.0"
+HUNG = adapter_path("0000:01:00")
+MALFORMED_TLP = 0x40000  # fatal by default: PCIe base specification, uncorrectable error severity
+LATENCY = Path(__file__).with_name("latency.py")
+ANSWER_LIMIT_MS = 100.0
+RESTART_LIMIT_S = 5.0
+GIVES_UP_S = 100.0  # the kernel waits 65 s for a function that is dead, and then some
+
+
+def inject_fatal_error(client: Client) -> None:
+    """drivers/pci/pcie/aer_inject.c struct aer_error_inj: bus, device, function, pad, uncorrectable and
+    correctable status, header, domain. Waits until the kernel has tried to recover, which fails here."""
+    error = struct.pack("<4B2I4II", 1, 0, 0, 0, MALFORMED_TLP, 0, 0, 0, 0, 0, 0)
+    client.guest.run("modprobe aer_inject")
+    client.guest.put("/run/error", error)
+    client.guest.run("dd if=/run/error of=/dev/aer_inject bs=32 count=1")
+    wait_until(
+        lambda: "device recovery failed" in client.guest.run("dmesg").stdout, 60.0, "the kernel to give up"
+    )
+
+
+@pytest.fixture
+def hanging(client: Client) -> Iterator[Client]:
+    """An adapter on which a reset hangs; afterwards removed and found again."""
+    client.set_num_vfs(IGB0, 7, driver="vfio-pci")
+    inject_fatal_error(client)
+    assert client.ask("Reset", "sa{sv}", VF, 1, "wait-usec", "t", 0)[1] == "running"
+    yield client
+    wait_until(lambda: not client.get(HUNG, ADAPTER, "Stuck"), GIVES_UP_S, "the kernel to return")
+    client.ask("Remove", "sa{sv}", IGB0, 1, "force", "b", "true")
+    client.ask("Rescan", "a{sv}", 0)
+    wait_until(lambda: client.functions().get(IGB0) == "igb", 30.0, "the PF to be back")
+
+
+def test_everything_else_goes_on(hanging: Client) -> None:
+    client = hanging
+    client.guest.put("/root/latency.py", LATENCY.read_bytes())
+    wait_until(lambda: client.get(HUNG, ADAPTER, "Stuck"), 30.0, "the adapter to be stuck")
+    reason = client.get(HUNG, ADAPTER, "StuckReason")
+    print(f"stuck: {reason}")
+    assert f"reset {VF}" in reason
+    assert "has not returned from the kernel" in reason
+
+    reads = client.guest.start(
+        ["python3", "/root/latency.py", "8", function_path(VF), FUNCTION, "Driver"], timeout_s=60.0
+    )
+    assert client.set_num_vfs(NVME, 8)[1] == "done"
+    count, median_ms, p99_ms, worst_ms = map(float, reads.wait(60.0).check().stdout.split())
+    print(f"{count:.0f} property reads: median {median_ms} ms, p99 {p99_ms} ms, worst {worst_ms} ms")
+    assert p99_ms < ANSWER_LIMIT_MS
+
+    refusal = client.refused("Bind", "ssa{sv}", VF, "pci-stub", 0)
+    assert refusal.name == "Stuck", refusal
+    assert len(client.vfs(NVME)) == 8
+
+    before = client.functions()
+    began = time.monotonic()
+    client.guest.run("systemctl restart sriovd", timeout_s=60.0)
+    seconds = time.monotonic() - began
+    print(f"restarted in {seconds:.1f} s")
+    assert seconds < RESTART_LIMIT_S
+    assert client.functions() == before
+    assert client.get(HUNG, ADAPTER, "Stuck")
+    assert f"reset {VF}" in client.get(HUNG, ADAPTER, "StuckReason")
