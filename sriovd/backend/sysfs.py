@@ -50,9 +50,9 @@ class SysfsReader:
         physical, virtual = [], []
         for address in self._list_devices():
             directory = self._directory(address)
-            if os.path.lexists(f"{directory}/sriov_totalvfs"):
+            if _is_there(f"{directory}/sriov_totalvfs"):
                 physical.append(address)
-            elif os.path.lexists(f"{directory}/physfn"):
+            elif _is_there(f"{directory}/physfn"):
                 virtual.append(address)
         return sorted(physical) + sorted(virtual)
 
@@ -208,6 +208,16 @@ class SysfsReader:
 
 def _unreadable(error: OSError, directory: str) -> HostReadError:
     return HostReadError(f"{os.fsdecode(error.filename or directory)}: {error.strerror}")
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is such an entry. One that cannot be looked at counts: whoever reads it will say why, and
+    a function does not vanish because of it."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno not in _GONE
+    return True
 
 
 def _basename_of_link(link: str) -> str | None:

@@ -185,8 +185,8 @@ class Client:
         (state,) = await self.call(path, JOB, "Wait", "t", timeout_usec)
         return str(state)
 
-    async def tidy(self, root: str) -> None:
-        """The host as it was at first: nothing misbehaves, nobody holds anything, no VFs, default drivers."""
+    async def tidy(self) -> None:
+        """The host as at first: nothing misbehaves, nobody holds anything, no VFs, default drivers."""
         await self.simulate("ClearFaults")
         for address, driver in (await self.functions()).items():
             if driver == "vfio-pci":

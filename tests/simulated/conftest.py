@@ -1,12 +1,12 @@
-"""Daemons for the tests of this folder: one process that most share, and buses for those that start theirs."""
+"""Daemons for the tests of this folder: one process that most share, and buses for the others."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,18 +16,20 @@ from tests.simulated.client import Client
 from tests.simulated.process import DaemonProcess, running_daemon
 
 
-def make_directory() -> Path:
-    """A directory in memory if there is any: a disk makes thousands of files slow."""
+@contextmanager
+def made_root() -> Iterator[str]:
+    """Where a simulated host makes its tree: in memory if possible, for a disk makes thousands of files
+    slow."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="sriovd-test-", dir=memory))
+    with tempfile.TemporaryDirectory(prefix="sriovd-test-", dir=memory) as directory:
+        yield f"{directory}/sys"
 
 
 @pytest.fixture
 def root() -> Iterator[str]:
-    """Where a simulated host makes its tree."""
-    directory = make_directory()
-    yield str(directory / "sys")
-    shutil.rmtree(directory)
+    """As made_root."""
+    with made_root() as path:
+        yield path
 
 
 @pytest.fixture
@@ -40,11 +42,9 @@ def bus(tmp_path: Path) -> Iterator[PrivateBus]:
 @pytest.fixture(scope="session")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """The daemon of most tests."""
-    directory = make_directory()
-    with running_daemon(tmp_path_factory.mktemp("daemon"), str(directory / "sys")) as daemon:
+    with made_root() as path, running_daemon(tmp_path_factory.mktemp("daemon"), path) as daemon:
         yield daemon
         assert daemon.terminate().status == 0
-    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -56,4 +56,4 @@ def host(shared_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
 
 async def _tidy(daemon: DaemonProcess) -> None:
     async with Client.connected(daemon.address) as client:
-        await client.tidy(daemon.root)
+        await client.tidy()

@@ -42,7 +42,7 @@ class Inside:
 
 @asynccontextmanager
 async def running_inside(address: str, root: str, **options: Any) -> AsyncIterator[Inside]:
-    """A daemon on a simulated host of its own (`options` are SimulatedBackend's), on the bus at `address`."""
+    """A daemon on the bus at `address`, on a simulated host of its own; `options`: SimulatedBackend's."""
     backend = SimulatedBackend(root, **options)
     daemon = Daemon(backend, Settings(bus=address, private=True))
     ready = asyncio.Event()

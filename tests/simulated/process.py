@@ -130,5 +130,6 @@ def busctl(address: str, *words: str) -> subprocess.CompletedProcess[str]:
     """busctl as a user types it; with its debugging output, which names a D-Bus error."""
     return subprocess.run(
         ["busctl", f"--address={address}", "--no-pager", *words],
-        env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"}, capture_output=True, text=True, timeout=30, check=False,
+        env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"}, capture_output=True, text=True, timeout=30,
+        check=False,
     )  # fmt: skip

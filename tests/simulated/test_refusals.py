@@ -50,7 +50,7 @@ async def no_driver(client: Client) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of the Manager that is refused. setup: what is done before; says: what the sentence contains."""
+    """A call of the Manager that is refused. setup: what is done before; says: parts of the sentence."""
 
     name: str
     setup: Setup
