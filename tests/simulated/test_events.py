@@ -1,4 +1,4 @@
-"""Whatever happens to events, and whoever else writes to the devices: in the end the objects equal the tree."""
+"""Whatever happens to events, and whoever else writes to the devices: at last the objects equal the tree."""
 
 from __future__ import annotations
 
@@ -111,6 +111,13 @@ class Chaos:
         return {"driver": self.driver_name(choice)} if choice.random() < 0.5 else {}
 
 
+@pytest.fixture
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated drivers keep what they took: nobody need wait to see it."""
+    monkeypatch.setattr("sriovd.core.binder.SETTLE_SEC", 0.0)
+
+
+@pytest.mark.usefixtures("no_settling")
 @settings(
     max_examples=80, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
