@@ -130,10 +130,12 @@ class Lifecycle:
         rules.check_in_service(function)
         rules.check_resettable(function, 0 if force else len(self._inventory.vfs_of(function.address)))
 
-    # The verbs' work, in the lane of their adapter.
+    # The verbs' work, in the lane of their adapter. Each looks first: some attributes change without an
+    # event (sriov_drivers_autoprobe, reset_method), and events may be on their way.
 
     async def _set_num_vfs(self, job: Job, pf: PciAddress, count: int, options: CountOptions) -> Result:
         async with self._working_on(job, self._inventory.get_pf(pf).adapter):
+            await self._picture.refresh(self._picture.family(pf))
             function, have = self._inventory.get_pf(pf), len(self._inventory.vfs_of(pf))
             rules.check_vf_count(function, have, count)
             if have == count:
@@ -215,6 +217,7 @@ class Lifecycle:
     async def _bind(self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool) -> Result:
         adapter = self._inventory.get(addresses[0]).adapter
         async with self._working_on(job, adapter):
+            await self._picture.refresh(addresses)
             for address in addresses:
                 self._check_bindable(self._inventory.get(address), driver)
             return await self._binder.bind_all(job, adapter, addresses, driver, force)
@@ -222,6 +225,7 @@ class Lifecycle:
     async def _unbind(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
         async with self._working_on(job, adapter):
+            self._picture.look_at(address)
             function = self._inventory.get(address)
             driver = function.facts.driver
             if not driver:
@@ -235,6 +239,7 @@ class Lifecycle:
     async def _reset(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
         async with self._working_on(job, adapter):
+            self._picture.look_at(address)
             function = self._inventory.get(address)
             self._check_reset(function, force)
             await refuse_used(self._backend, [function, *self._vfs(address)], force)
@@ -245,6 +250,7 @@ class Lifecycle:
     async def _remove(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
         async with self._working_on(job, adapter, exclusive=True):
+            await self._picture.refresh(self._picture.family(address))
             function, vfs = self._inventory.get_pf(address), self._vfs(address)
             await refuse_used(self._backend, [function, *vfs], force)
             family = [*(vf.address for vf in vfs), address]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_drivers_are_kept_away_from_vfs_as_long_as_they_live() -> None:
         await set_num_vfs(rules, 0)
         assert rules.kernel.writes[2:] == [f"set-num-vfs {PF} 0", f"set-autoprobe {PF} 1"]
         assert autoprobe(rules)
+
+    run_async(test())
+
+
+def test_a_flag_that_somebody_turned_on_without_an_event_is_turned_off() -> None:
+    async def test() -> None:
+        rules = await make_rules(autoprobe=0)
+        pf = rules.kernel.functions[PF]
+        assert pf.physical is not None
+        rules.kernel.functions[PF] = replace(pf, physical=replace(pf.physical, drivers_autoprobe=True))
+        await set_num_vfs(rules, 7)
+        assert rules.kernel.writes == [f"set-autoprobe {PF} 0", f"set-num-vfs {PF} 7"]
 
     run_async(test())
 
