@@ -211,8 +211,8 @@ def _unreadable(error: OSError, directory: str) -> HostReadError:
 
 
 def _is_there(path: str) -> bool:
-    """Whether there is such an entry. One that cannot be looked at counts: whoever reads it will say why, and
-    a function does not vanish because of it."""
+    """Whether there is such an entry. One that cannot be looked at counts: whoever reads it will say why,
+    and a function does not vanish because of it."""
     try:
         os.lstat(path)
     except OSError as error:

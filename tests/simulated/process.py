@@ -39,12 +39,12 @@ class Ended:
     seconds: float
 
 
-def run_to_end(*arguments: str, timeout_s: float = DEADLINE_S, **environment: str) -> Ended:
+def run_to_end(*arguments: str, environment: Mapping[str, str] | None = None) -> Ended:
     """`sriovd` with arguments with which it ends by itself."""
     began = time.monotonic()
     done = subprocess.run(
-        [*COMMAND, *arguments], cwd=REPOSITORY, env={**os.environ, **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout_s, check=False,
+        [*COMMAND, *arguments], cwd=REPOSITORY, env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
     return Ended(done.returncode, done.stdout, time.monotonic() - began)
 

@@ -1,5 +1,5 @@
-"""Live introspection is the contract: org.sriovd1.xml, member by member, on every kind of object; and what lies
-between the objects can be walked."""
+"""Live introspection is the contract: org.sriovd1.xml, member by member, on every kind of object; and what
+lies between the objects can be walked."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sriovd.backend.simulated import SimulatedBackend
@@ -122,6 +123,12 @@ def change_driver(backend: SimulatedBackend, vf: PciAddress, driver: str) -> Non
         backend.kernel.write("bus/pci/drivers/pci-stub/unbind", str(vf))
 
 
+def has_driver(backend: SimulatedBackend, address: PciAddress) -> bool:
+    """Whether the kernel has found what was plugged in, and its driver has taken it."""
+    device = backend.host.devices.get(address)
+    return device is not None and device.driver is not None
+
+
 async def grow(backend: SimulatedBackend, count: int) -> None:
     """Until there are `count` VFs, on as few adapters as can have them."""
     per_card = min(count, VFS_PER_CARD)
@@ -129,7 +136,7 @@ async def grow(backend: SimulatedBackend, count: int) -> None:
         address = PciAddress.parse(card)
         if address not in backend.host.devices:
             backend.plug("dlb", address)
-            await until(lambda at=address: at in backend.host.devices and backend.host.devices[at].driver)
+            await until(partial(has_driver, backend, address))
             backend.kernel.write(f"bus/pci/devices/{card}/sriov_drivers_autoprobe", "0")
         if len(backend.list_virtual_functions(address)) != per_card:
             backend.kernel.write(f"bus/pci/devices/{card}/sriov_numvfs", "0")

@@ -22,6 +22,7 @@ from tests.simulated.client import (
     FUNCTION,
     IGB0,
     MANAGER,
+    OBJECT_MANAGER,
     PFS,
     PROPERTIES,
     ROOT,
@@ -101,7 +102,7 @@ def test_flood_of_large_calls(tmp_path: Path, root: str) -> None:
 @in_loop
 async def test_endless_strings(host: DaemonProcess) -> None:
     async with Client.connected(host.address) as client:
-        for text in ("x" * 100_000, "0000:01:00.0" + "\n" * 10_000, "\u0000" * 0 + "\N{SNOWMAN}" * 30_000):
+        for text in ("x" * 100_000, "0000:01:00.0" + "\n" * 10_000, "\N{SNOWMAN}" * 30_000):
             refusal = await client.refused("SetNumVFs", "sua{sv}", text, 1, {})
             refusal.check("InvalidArgument")
             assert len(refusal.text) < 500
@@ -215,19 +216,21 @@ async def test_bytes_that_are_no_text(host: DaemonProcess) -> None:
     """A path that is not UTF-8: the bus throws its sender out, and nobody else notices."""
     sock = await connect_socket(host.address)
     sock.setblocking(True)
-    fields = [
-        encode_field(Field.PATH, ROOT + "/XX"), encode_field(Field.INTERFACE, MANAGER),
-        encode_field(Field.MEMBER, "ListFunctions"), encode_field(Field.DESTINATION, BUS_NAME),
-    ]  # fmt: skip
-    hello = [
-        encode_field(Field.PATH, BUS_PATH), encode_field(Field.INTERFACE, BUS),
-        encode_field(Field.MEMBER, "Hello"), encode_field(Field.DESTINATION, BUS),
-    ]  # fmt: skip
-    sock.sendall(encode_message(Kind.CALL, 1, hello, encode_body("", ())))
-    broken = encode_message(Kind.CALL, 2, fields, encode_body("", ())).replace(b"/XX", b"/\xff\xfe")
+    sock.sendall(encode_call(1, BUS, BUS_PATH, BUS, "Hello"))
+    broken = encode_call(2, BUS_NAME, f"{ROOT}/XX", MANAGER, "ListFunctions").replace(b"/XX", b"/\xff\xfe")
     await asyncio.to_thread(sock.sendall, broken)
     await asyncio.to_thread(read_to_the_end, sock)
     await assert_serves_others(host)
+
+
+def encode_call(serial: int, destination: str, path: str, interface: str, member: str) -> bytes:
+    """A call without arguments, as it goes over the wire."""
+    texts = (
+        (Field.PATH, path), (Field.INTERFACE, interface), (Field.MEMBER, member),
+        (Field.DESTINATION, destination),
+    )  # fmt: skip
+    fields = [encode_field(field, text) for field, text in texts]
+    return encode_message(Kind.CALL, serial, fields, encode_body("", ()))
 
 
 def read_to_the_end(sock: socket.socket) -> None:
@@ -272,20 +275,11 @@ async def test_caller_who_does_not_read(host: DaemonProcess) -> None:
     async with Client.connected(host.address) as client:
         await client.set_num_vfs(IGB0, 7)
         grown_from = host.rss_bytes()
-        fields = [
-            encode_field(Field.PATH, ROOT), encode_field(Field.INTERFACE, "org.freedesktop.DBus.ObjectManager"),
-            encode_field(Field.MEMBER, "GetManagedObjects"), encode_field(Field.DESTINATION, BUS_NAME),
-        ]  # fmt: skip
-        hello = [
-            encode_field(Field.PATH, BUS_PATH), encode_field(Field.INTERFACE, BUS),
-            encode_field(Field.MEMBER, "Hello"), encode_field(Field.DESTINATION, BUS),
-        ]  # fmt: skip
         sock.setblocking(True)
-        sock.sendall(encode_message(Kind.CALL, 1, hello, encode_body("", ())))
+        sock.sendall(encode_call(1, BUS, BUS_PATH, BUS, "Hello"))
         for serial in range(2, 1000):
-            await asyncio.to_thread(
-                sock.sendall, encode_message(Kind.CALL, serial, fields, encode_body("", ()))
-            )
+            message = encode_call(serial, BUS_NAME, ROOT, OBJECT_MANAGER, "GetManagedObjects")
+            await asyncio.to_thread(sock.sendall, message)
         began = time.monotonic()
         assert len(await client.vfs(IGB0)) == 7
         assert time.monotonic() - began < 10.0

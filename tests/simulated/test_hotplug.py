@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from sriovd.backend.simulated.drivers import DRIVERS
 from sriovd.bus.private import PrivateBus
@@ -54,7 +55,7 @@ async def test_every_profile_comes_and_goes_with_its_vfs(host: DaemonProcess) ->
             assert card not in await client.managed()
             assert shown_objects(await client.managed()) == expected_objects(host.root)
             gone = {signal.body[0] for signal in listener.named("InterfacesRemoved")}
-            assert gone == {card, *map(function_path, (pf, *vfs))}
+            assert {path for path in gone if "/job/" not in path} == {card, *map(function_path, (pf, *vfs))}
             refusal = await client.refused("SetNumVFs", "sua{sv}", pf, 1, {})
             refusal.check("NoSuchFunction", pf)
             path = function_path(pf)
@@ -97,10 +98,10 @@ async def test_unplugged_while_a_job_runs(host: DaemonProcess) -> None:
 
 def test_driver_that_makes_fewer_vfs(bus: PrivateBus, root: str) -> None:
     """Three of seven: refused and taken back, or kept by who allows it."""
-    from dataclasses import replace
-
     stingy = [
-        replace(driver, sriov=replace(driver.sriov, grants=3)) if driver.name == "igb" else driver
+        replace(driver, sriov=replace(driver.sriov, grants=3))
+        if driver.name == "igb" and driver.sriov
+        else driver
         for driver in DRIVERS
     ]
 

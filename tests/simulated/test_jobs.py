@@ -182,9 +182,10 @@ async def test_changes_come_before_the_reply(host: DaemonProcess) -> None:
         assert sorted(drivers) == sorted((function_path(vf), "vfio-pci") for vf in vfs)
         listener.signals.clear()
         await listener.call("SetNumVFs", "sua{sv}", IGB0, 0, {}, path=ROOT, interface=MANAGER)
-        removed = [signal.body[0] for signal in listener.named("InterfacesRemoved")]
+        signals = listener.named("InterfacesRemoved")
+        removed = [signal.body[0] for signal in signals if "/function/" in signal.body[0]]
         assert sorted(removed) == sorted(function_path(vf) for vf in vfs)
-        assert {signal.path for signal in listener.named("InterfacesRemoved")} == {ROOT}
+        assert {signal.path for signal in signals} == {ROOT}
 
 
 @in_loop

@@ -4,6 +4,7 @@ what comes to make no sense later is in the log, and the last good picture stays
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sriovd.backend.simulated.record import Recorder
 from sriovd.bus.private import PrivateBus
 from sriovd.pci import PciAddress
 from tests.simulated.client import FUNCTION, IGB0, PFS, Client, function_path
-from tests.simulated.process import Ended, running_daemon, run_to_end, wait_until
+from tests.simulated.process import Ended, run_to_end, running_daemon, wait_until
 from tests.simulated.truth import expected_objects, shown_objects
 from tests.unit.bus.support import in_loop
 
@@ -56,21 +57,24 @@ def test_starts_from_a_good_recording(recording: str, tmp_path: Path, bus: Priva
         test()
 
 
-BAD_FIXTURES = [
+Damage = Callable[[str], str | bytes]
+DRIVER_LINK = "driver -> ../../../../bus/pci/drivers/igb"
+BAD_FIXTURES: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("truncated", lambda text: text[: len(text) // 2], ()),
     ("without its end", lambda text: text.removesuffix("end\n"), ("end",)),
     ("malformed", lambda text: text.replace("driver ->", "driver =>", 1), ("driver =>",)),
-    ("of another version", lambda text: text.replace("sriovd-sysfs 1", "sriovd-sysfs 9", 1), ("sriovd-sysfs 1",)),
+    ("of another version", lambda text: text.replace("sysfs 1", "sysfs 9", 1), ("sriovd-sysfs 1",)),
     ("not UTF-8", lambda text: text.encode().replace(b"vendor", b"vend\xff\xfe", 1), ("UTF-8",)),
-    ("a symlink loop", lambda text: text.replace("driver -> ../../../../bus/pci/drivers/igb", "driver -> driver", 1),
-     ("driver",)),
+    ("a symlink loop", lambda text: text.replace(DRIVER_LINK, "driver -> driver", 1), ("driver",)),
     ("empty", lambda text: "", ("sriovd-sysfs 1",)),
     ("binary", lambda text: os.urandom(4096), ()),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "damage", "says"), BAD_FIXTURES, ids=[row[0] for row in BAD_FIXTURES])
-def test_bad_recording(recording, bus: PrivateBus, tmp_path: Path, name, damage, says) -> None:  # type: ignore
+def test_bad_recording(
+    bus: PrivateBus, tmp_path: Path, recording: str, name: str, damage: Damage, says: tuple[str, ...]
+) -> None:
     damaged = damage(recording)
     assert damaged not in (recording, recording.encode())
     fixture = write(tmp_path / "bad.sysfs", damaged)
@@ -139,22 +143,21 @@ def test_bus_that_goes_away(bus: PrivateBus, tmp_path: Path, root: str) -> None:
 def test_arguments_that_make_no_sense(
     arguments: tuple[str, ...], environment: dict[str, str], says: str
 ) -> None:
-    ended = run_to_end(*arguments, **environment)
+    ended = run_to_end(*arguments, environment=environment)
     assert ended.status == 2
     assert says in ended.output.splitlines()[-1]
     assert "Traceback" not in ended.output
 
 
 def test_help_and_version() -> None:
-    assert run_to_end("--version") == Ended(0, f"sriovd {__version__}\n", pytest.approx(0, abs=20))
+    version = run_to_end("--version")
+    assert (version.status, version.output) == (0, f"sriovd {__version__}\n")
     text = run_to_end("--help").output
     for part in ("--simulated", "--private-bus", "busctl tree org.sriovd1", "--time-scale"):
         assert part in text
 
 
 NONSENSE = [
-    ("device", b"", "which is not a number"),
-    ("device", b"0x10", ""),
     ("sriov_totalvfs", b"many\n", "'many'"),
     ("sriov_totalvfs", b"-3\n", "outside 0 to 65535"),
     ("sriov_totalvfs", b"\xff\xfe\n", "not ASCII"),
@@ -163,7 +166,7 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "contents", "says"), NONSENSE[2:])
+@pytest.mark.parametrize(("name", "contents", "says"), NONSENSE)
 def test_attribute_that_comes_to_make_no_sense(
     bus: PrivateBus, tmp_path: Path, root: str, name: str, contents: bytes, says: str
 ) -> None:
