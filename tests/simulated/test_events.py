@@ -16,7 +16,7 @@ from sriovd.backend.steps import Chain, Script, Step, Verb
 from sriovd.bus.calls import RemoteError
 from sriovd.bus.private import PrivateBus
 from sriovd.pci import PciAddress
-from tests.simulated.client import DLB, IGB0, IGB1, NVME, PFS, Client
+from tests.simulated.client import DLB, IGB0, IGB1, NVME, PFS, VF0, VF1, Client
 from tests.simulated.conftest import made_root
 from tests.simulated.inside import Inside, running_inside
 from tests.unit.bus.support import in_loop
@@ -175,3 +175,23 @@ def hurt(inside: Inside, misfortune: str) -> None:
         inside.backend.lose_events(50)
     else:
         inside.backend.inject_fault(Fault(misfortune, delay_usec=20_000, times=50))
+
+
+def test_somebody_else_changes_what_a_job_does_not_look_at(bus: PrivateBus, root: str) -> None:
+    """Events of an adapter wait while a job runs on it, and are not forgotten."""
+
+    @in_loop
+    async def test() -> None:
+        async with running_inside(bus.address, root) as inside:
+            client = inside.client
+            await client.set_num_vfs(IGB0, 2, driver="vfio-pci")
+            await client.inject("unbind", VF0, delay_usec=200_000, times=1)
+            job, _ = await client.bind(VF0, "pci-stub", wait_usec=0)
+            await Chaos(inside).other(Verb.UNBIND, VF1, "vfio-pci")
+            assert await client.wait_job(job, 0) == "running"
+            assert await client.driver(VF1) == "vfio-pci"
+            assert await client.wait_job(job) == "done"
+            await inside.settle()
+            assert await client.vfs(IGB0) == {VF0: "pci-stub", VF1: ""}
+
+    test()

@@ -113,3 +113,18 @@ async def test_what_cannot_be_put_back_is_quarantined(host: DaemonProcess) -> No
         assert await client.get(function_path(VF0), FUNCTION, "Quarantined") == ""
         assert (await client.reset(VF0))[1] == "done"
         assert shown_objects(await client.managed()) == expected_objects(host.root)
+
+
+@in_loop
+async def test_failing_bind_leaves_no_override_where_none_was(host: DaemonProcess) -> None:
+    """The kernel had chosen the driver: it is back, and the override that brought it back is not left."""
+    async with Client.connected(host.address) as client:
+        await client.set_num_vfs(IGB0, 1)
+        await client.bind(VF0, "default")
+        assert override(host, VF0) == "(null)\n"
+        await client.inject("bind", VF0, errno="ENODEV", times=1)
+        refusal = await client.refused("Bind", "ssa{sv}", VF0, "pci-stub", {})
+        refusal.check("BindFailed", VF0)
+        assert await client.vfs(IGB0) == {VF0: "igbvf"}
+        assert override(host, VF0) == "(null)\n"
+        assert shown_objects(await client.managed()) == expected_objects(host.root)
