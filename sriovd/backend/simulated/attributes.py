@@ -35,7 +35,7 @@ def _is_known_powered(dev: Device) -> bool:
     return dev.powered or dev.kind is Kind.PORT
 
 
-def _link(dev: Device, register: int) -> int:
+def read_link_register(dev: Device, register: int) -> int:
     """A register of the PCI Express capability, found by walking the list that starts at 34."""
     config = dev.model.config_bytes()
     offset, steps = config[0x34], 0
@@ -45,12 +45,12 @@ def _link(dev: Device, register: int) -> int:
 
 
 def _show_speed(dev: Device, register: int) -> bytes:
-    speed = _LINK_SPEEDS.get(_link(dev, register) & 0xF)
+    speed = _LINK_SPEEDS.get(read_link_register(dev, register) & 0xF)
     return _line(f"{speed} GT/s PCIe" if speed else "Unknown")
 
 
 def _show_width(dev: Device, register: int) -> bytes:
-    return _line(_link(dev, register) >> 4 & 0x3F)
+    return _line(read_link_register(dev, register) >> 4 & 0x3F)
 
 
 def uevent_properties(dev: Device) -> dict[str, str]:

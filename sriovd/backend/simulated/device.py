@@ -49,10 +49,11 @@ class Lock:
         self.held = False
         self.wchan = wchan
 
-    def take(self) -> Rule[None]:
-        """Wait until the lock is free and take it."""
+    def take(self, wchan: str = "") -> Rule[None]:
+        """Wait until the lock is free and take it. `wchan`: where such a wait shows, if not at the lock's
+        own function."""
         while self.held:
-            yield Wait(self.wchan, ready=self.is_free)
+            yield Wait(wchan or self.wchan, ready=self.is_free)
         self.held = True
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ drivers/iommu/iommu.c).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from sriovd.backend.base import Uevent, UeventAction
@@ -44,6 +44,7 @@ _GROUP_FILES = (
     File("type", 0o644, b"identity\n"),
 )
 _DEVICE_DIRECTORIES = ("power", "link")
+_REMEMBERED = 8  # predecessors of a function that it is not mistaken for; sysfs never gives a number again
 _UNBIND_HIDES = ("DRIVER", "MODALIAS")  # lib/kobject_uevent.c zap_modalias_env
 DisableSriov = Callable[["Host", Device, SriovSupport], Rule[None]]
 
@@ -66,11 +67,12 @@ class Host:
         self.faults = FaultBoard()
         self.uevents = UeventQueue()
         self.rescan_lock = Lock("pci_lock_rescan_remove")
+        self.serializes_sriov = False  # whether VFs come and go under that lock, too
         self.net_numbers = NumberPool()
         self.vfio_numbers = NumberPool()
         self.drivers_autoprobe = True
         self.on_change: list[Callable[[], None]] = []
-        self._former_inodes: dict[str, int] = {}
+        self._former_inodes: dict[str, deque[int]] = {}
         for directory in _DIRECTORIES:
             tree.make_directory(directory)
         tree.populate(BUS, _BUS_FILES)
@@ -102,8 +104,8 @@ class Host:
         `group`: the IOMMU group to join; None for the lowest free number.
         """
         tree = self.tree
-        former = self._former_inodes.get(dev.directory, 0)
-        self._former_inodes[dev.directory] = tree.make_new_directory(dev.directory, unlike=former)
+        former = self._former_inodes.setdefault(dev.directory, deque(maxlen=_REMEMBERED))
+        former.append(tree.make_new_directory(dev.directory, unlike=former))
         for name in _DEVICE_DIRECTORIES:
             tree.make_directory(f"{dev.directory}/{name}")
         tree.populate(dev.directory, self._list_files(dev))

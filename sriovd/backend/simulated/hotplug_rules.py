@@ -29,7 +29,7 @@ def store_remove(host: Host, dev: Device, data: bytes) -> Rule[None]:
     """remove_store: 0 does nothing, any other number removes. EINVAL: no number."""
     if not _parse_switch(data):
         return
-    yield from host.rescan_lock.take()
+    yield from host.rescan_lock.take("pci_stop_and_remove_bus_device_locked")
     try:
         if dev.registered:
             yield from _stop_and_remove(host, dev)
@@ -42,7 +42,7 @@ def store_rescan(host: Host, dev: Device | None, data: bytes) -> Rule[None]:
     on."""
     if not _parse_switch(data):
         return
-    yield from host.rescan_lock.take()
+    yield from host.rescan_lock.take("dev_rescan_store" if dev else "rescan_store")
     try:
         yield from scan(host, dev.port if dev else None)
     finally:

@@ -42,6 +42,10 @@ class IommuGroups:
         self._numbers = NumberPool()
         self._members: dict[int, list[str]] = {}
 
+    def claim(self, group: int) -> None:
+        """Leave a number to devices that this host does not have."""
+        self._numbers.claim(group)
+
     def add(self, name: str, group: int | None) -> tuple[int, bool]:
         """Put a device into `group`, or a new one if None. Returns the number and whether the group is
         new."""

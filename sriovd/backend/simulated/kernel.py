@@ -259,6 +259,8 @@ class SimulatedKernel:
             return [self.host.rescan_lock]
         if dev is None or verb not in _DEVICE_LOCKED:
             return []
+        if verb is Verb.SET_NUM_VFS and self.host.serializes_sriov:
+            return [dev.lock, self.host.rescan_lock]
         return [dev.port.lock, dev.lock] if verb is Verb.RESET and dev.port else [dev.lock]
 
     def _resolve(self, path: str, mode: int) -> Target:

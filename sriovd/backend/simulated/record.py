@@ -66,6 +66,7 @@ class Recorder:
             self._record_device(directory, chosen)
         names = {directory.rpartition("/")[2] for directory in chosen}
         self._record_bus(names)
+        self._take("kernel/iommu_groups")  # all of them: the next VF's gets the lowest free number
         for group in sorted({self._group(directory) for directory in chosen} - {""}):
             self._take(f"kernel/iommu_groups/{group}")
             self._take(f"kernel/iommu_groups/{group}/devices")

@@ -11,12 +11,18 @@ import errno
 from sriovd.backend.model import PhysicalFunctionModel, Reset, VirtualFunctionModel
 from sriovd.backend.model.function import find_profile
 from sriovd.backend.model.power import PowerProfile
+from sriovd.backend.model.registers import Express
+from sriovd.backend.simulated.attributes import read_link_register
 from sriovd.backend.simulated.device import Device, FixedFunction, Kind, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.parse import PAGE_BYTES, cut_text, fail, parse_unsigned, same_text
 
 RESET_USEC = 100 * MSEC  # pcie_flr: msleep(100)
+LINK_USEC = 1000 * MSEC  # until "Data Link Layer Link Active not set in 100 msec"
+_SPEED_5_GT = 2  # Supported Link Speeds (PCIe 7.5.3.6)
+_ACTIVE_REPORTING = 0x10  # Link Capabilities, upper half: Data Link Layer Link Active Reporting Capable
+_LINK_ACTIVE = 0x2000  # Link Status (PCIe 7.5.3.8): Data Link Layer Link Active
 GIVE_UP_USEC = 65_535 * MSEC  # pci_dev_wait: "not ready 65535ms after FLR; giving up"
 _KINDS = {"flr": Reset.FUNCTION, "pm": Reset.FUNCTION, "bus": Reset.HOT}
 _LIVE = ("config",)
@@ -107,12 +113,27 @@ def _reset(host: Host, dev: Device) -> Rule[None]:
         yield Wait("pci_dev_wait", GIVE_UP_USEC)
         fail(errno.ENOTTY)
     saved = model.config_bytes()
+    method = dev.reset_methods[0]
     if isinstance(model, PhysicalFunctionModel):
-        _reset_pf(model, dev.reset_methods[0])
+        _reset_pf(model, method)
     else:
         model.function_level_reset()
     yield Wait("pci_dev_wait", RESET_USEC)
+    comes_back = method != "bus" or dev.port is None or _is_link_known_up(dev.port)
+    if not comes_back:
+        yield Wait("pcie_wait_for_link_delay", LINK_USEC)
     _restore(host, dev, saved)
+    if not comes_back:
+        fail(errno.ENOTTY)
+
+
+def _is_link_known_up(port: Device) -> bool:
+    """pci_bridge_wait_for_secondary_bus: a port that is faster than 5 GT/s and can report whether its link
+    is active must report it so. QEMU's ports can and do not, once the guest has booted."""
+    speed = read_link_register(port, Express.LINK_CAPABILITIES) & 0xF
+    can_report = read_link_register(port, Express.LINK_CAPABILITIES + 2) & _ACTIVE_REPORTING
+    active = read_link_register(port, Express.LINK_STATUS) & _LINK_ACTIVE
+    return speed <= _SPEED_5_GT or not can_report or bool(active)
 
 
 def _reset_pf(model: PhysicalFunctionModel, method: str) -> None:

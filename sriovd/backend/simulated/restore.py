@@ -8,6 +8,7 @@ laid over the tree as it is, and what the recorded kernel did not show is taken 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -31,6 +32,9 @@ from sriovd.backend.simulated.sriov_rules import make_vf, read_sriov
 from sriovd.backend.simulated.tree import File
 from sriovd.pci import AddressError, PciAddress, vf_index
 
+# The oldest of the lab's kernels whose sriov_numvfs_store takes the lock of rescans and removals. It came to
+# the stable series ("PCI/IOV: Fix race between SR-IOV enable/disable and hotplug"), so no release is exact.
+_SERIALIZES_SRIOV = (6, 1)
 _NO_OVERRIDE = b"(null)"
 _CONFIG_MINIMUM = 64
 
@@ -107,6 +111,10 @@ class RecordedDevice:
 def restore(host: Host, recording: Recording, known: Sequence[Driver] = DRIVERS) -> None:
     """Build the recorded host on an empty one. Raises FixtureError."""
     found = {dev.address: dev for dev in _list_devices(recording)}
+    host.serializes_sriov = _kernel_version(recording.kernel) >= _SERIALIZES_SRIOV
+    for number in recording.directories.get("kernel/iommu_groups", ()):
+        if number.isdecimal():
+            host.groups.claim(int(number))
     _register_drivers(host, recording, known, found)
     physical = [dev for dev in found.values() if dev.has("sriov_totalvfs")]
     virtual = [dev for dev in found.values() if dev.has("physfn")]
@@ -121,6 +129,12 @@ def restore(host: Host, recording: Recording, known: Sequence[Driver] = DRIVERS)
     for source in virtual:
         _restore_vf(host, source)
     _lay_over(host, recording, found)
+
+
+def _kernel_version(release: str) -> tuple[int, ...]:
+    """Major and minor number of a release; nothing for what is none."""
+    match = re.match(r"(\d+)\.(\d+)", release, re.ASCII)
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def _parse_resource(start: str, end: str, flags: str) -> Resource:

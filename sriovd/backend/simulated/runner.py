@@ -133,7 +133,8 @@ def _is_allowed(access: FileAccess) -> bool:
     if access.access is Access.WRITE and not access.data:
         return False
     parts = access.path.split("/")
-    return access.path.startswith(_ALLOWED) and not {"", ".", ".."} & set(parts) and "\0" not in access.path
+    plain = access.path.isascii() and access.path.isprintable()
+    return access.path.startswith(_ALLOWED) and plain and not {"", ".", ".."} & set(parts)
 
 
 def _ignore(_result: ChainResult) -> None:

@@ -131,15 +131,31 @@ def add_vf(host: Host, pf: Device, index: int, group: int | None = None) -> Rule
 
 
 def _configure(host: Host, dev: Device, state: SriovState, count: int) -> Rule[None]:
-    """The part of sriov_numvfs_store under the lock, and the driver's sriov_configure."""
+    """The part of sriov_numvfs_store under the device's lock."""
     support = dev.driver.driver.sriov if dev.driver else None
     if dev.driver is None or support is None or not _is_switched_on(host, dev, support):
         fail(errno.ENOENT)
+    if count and state.num_vfs:
+        fail(errno.EBUSY)
+    if not host.serializes_sriov:
+        yield from _call_driver(host, dev, state, support, count)
+        return
+    yield from host.rescan_lock.take("sriov_numvfs_store")
+    try:
+        yield from _call_driver(host, dev, state, support, count)
+    finally:
+        host.rescan_lock.release()
+
+
+def _call_driver(
+    host: Host, dev: Device, state: SriovState, support: SriovSupport, count: int
+) -> Rule[None]:
+    """The driver's sriov_configure. Newer kernels call it under the lock of rescans and removals, which is
+    one for the host: while the VFs of one adapter cannot go because somebody has one open, no other adapter
+    gets or loses any."""
     if count == 0:
         yield from disable_sriov(host, dev, support)
         return
-    if state.num_vfs:
-        fail(errno.EBUSY)
     granted = min(count, support.grants) if support.grants else count
     yield Wait("sriov_numvfs_store", support.enable_usec)
     yield from _enable(host, dev, state, granted)

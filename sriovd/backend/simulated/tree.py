@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 _TEMPLATES = ".templates"
@@ -54,18 +54,18 @@ class Tree:
         except (FileNotFoundError, FileExistsError):
             os.makedirs(path, exist_ok=True)
 
-    def make_new_directory(self, relative: str, unlike: int) -> int:
-        """Create a directory whose inode number differs from `unlike` and return it: a function's successor
-        must be another object, and file systems hand out freed numbers again."""
+    def make_new_directory(self, relative: str, unlike: Collection[int]) -> int:
+        """Create a directory whose inode number is none of `unlike` and return it: a function's successors
+        must be other objects, and file systems hand out freed numbers again."""
         path = self.path(relative)
+        rejected = []
         os.mkdir(path)
-        inode = os.stat(path).st_ino
-        if inode == unlike:
-            spare = self._temporary_path()
-            os.mkdir(spare)
-            os.rmdir(path)
-            os.rename(spare, path)
-            inode = os.stat(path).st_ino
+        while (inode := os.stat(path).st_ino) in unlike:  # kept for a moment, so that its number is taken
+            rejected.append(self._temporary_path())
+            os.rename(path, rejected[-1])
+            os.mkdir(path)
+        for spare in rejected:
+            os.rmdir(spare)
         return inode
 
     def populate(self, directory: str, files: Iterable[File]) -> None:

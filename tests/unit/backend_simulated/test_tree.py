@@ -20,7 +20,7 @@ def tree(tmp_path: Path) -> Tree:
 def test_a_directory_never_follows_itself(tree: Tree) -> None:
     inode = 0
     for _ in range(5):
-        successor = tree.make_new_directory("device", unlike=inode)
+        successor = tree.make_new_directory("device", unlike=[inode])
         assert successor != inode
         assert os.stat(tree.path("device")).st_ino == successor
         inode = successor
