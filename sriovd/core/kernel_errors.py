@@ -1,7 +1,7 @@
 """What the kernel's errno mean, for each verb that can fail: the one table from (verb, errno) to a typed
 error.
 
-Rule: an errno that is not in the table becomes BackendFailed with its name, never a guess.
+Rule: an errno that is not in the table is told by its name, never guessed at.
 """
 
 from __future__ import annotations
@@ -87,6 +87,16 @@ _MEANINGS: Mapping[tuple[Verb, int], _Meaning] = {
 }
 
 
+# An errno without a meaning of its own is still a failure of that kind: a probe may return any.
+_KIND_OF_FAILURE: Mapping[Verb, type[SriovdError]] = {
+    Verb.SET_DRIVER_OVERRIDE: BindFailed,
+    Verb.BIND: BindFailed,
+    Verb.PROBE: BindFailed,
+    Verb.UNBIND: BindFailed,
+    Verb.RESET: ResetFailed,
+}
+
+
 def explain(result: StepResult) -> SriovdError:
     """The typed error for a step that failed."""
     step = result.step
@@ -118,4 +128,7 @@ def _explain_unknown(result: StepResult) -> SriovdError:
             f"The kernel says that {step.address} is busy ({step.verb}).", "The kernel log says why."
         )
     name = errno.errorcode.get(number, str(number))
-    return BackendFailed(f"The kernel answered {name} ({os.strerror(number)}) to {step}.")
+    error = _KIND_OF_FAILURE.get(step.verb, BackendFailed)
+    return error(
+        f"The kernel answered {name} ({os.strerror(number)}) to {step}.", "The kernel log may say why."
+    )

@@ -102,7 +102,7 @@ def test_one_bind_that_fails_puts_all_back(verb: Verb, position: int) -> None:
         job = rules.lifecycle.bind_vfs(PF, "vfio-pci", False, WHO)
         await until(lambda: any(f"{verb} {VFS[position]}" in write for write in rules.kernel.writes))
         del rules.kernel.failures[verb, VFS[position]]  # one failure is enough; undoing must work
-        assert_failed(await rules.finish(job), BackendFailed, "EIO", "All 7 functions are as they were.")
+        assert_failed(await rules.finish(job), BindFailed, "EIO", "All 7 functions are as they were.")
         assert state(rules) == before
         assert not any(each.quarantine for each in rules.inventory.functions.values())
 

@@ -67,16 +67,24 @@ def test_busy_without_a_meaning_of_its_own() -> None:
 
 
 UNKNOWN = [
-    (Step(Verb.BIND, PF, "igbvf"), errno.EIO, f"EIO (Input/output error) to bind {PF} igbvf."),
-    (Step(Verb.RESCAN_BUS), errno.ENOENT, "ENOENT (No such file or directory) to rescan-bus."),
-    (Step(Verb.RESET, PF), 524, f"524 (Unknown error 524) to reset {PF}."),  # ENOTSUPP, for the kernel only
+    (Step(Verb.BIND, PF, "igbvf"), errno.EIO, BindFailed, f"EIO (Input/output error) to bind {PF} igbvf."),
+    (
+        Step(Verb.RESCAN_BUS),
+        errno.ENOENT,
+        BackendFailed,
+        "ENOENT (No such file or directory) to rescan-bus.",
+    ),
+    # ENOTSUPP, for the kernel only
+    (Step(Verb.RESET, PF), 524, ResetFailed, f"524 (Unknown error 524) to reset {PF}."),
 ]
 
 
-@pytest.mark.parametrize(("step", "number", "end"), UNKNOWN)
-def test_an_unknown_errno_keeps_its_name(step: Step, number: int, end: str) -> None:
+@pytest.mark.parametrize(("step", "number", "error", "end"), UNKNOWN)
+def test_an_unknown_errno_keeps_its_name(
+    step: Step, number: int, error: type[SriovdError], end: str
+) -> None:
     found = explain(StepResult(step, number))
-    assert (type(found), found.message) == (BackendFailed, f"The kernel answered {end}")
+    assert (type(found), found.message) == (error, f"The kernel answered {end}")
 
 
 MISMATCHES = [

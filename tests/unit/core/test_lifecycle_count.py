@@ -11,7 +11,6 @@ import pytest
 from sriovd.backend.base import Holder
 from sriovd.backend.steps import Verb
 from sriovd.core.errors import (
-    BackendFailed,
     BindFailed,
     InUse,
     NumVfsRejected,
@@ -160,7 +159,7 @@ def test_vfs_that_were_made_go_again_when_something_after_them_fails() -> None:
     async def test() -> None:
         rules = await make_rules()
         rules.kernel.failures[Verb.BIND, VFS[5]] = errno.EIO
-        assert_failed(await set_num_vfs(rules, 7, driver="vfio-pci"), BackendFailed, "EIO")
+        assert_failed(await set_num_vfs(rules, 7, driver="vfio-pci"), BindFailed, "EIO")
         assert rules.kernel.vfs_of(PF) == {}
         assert autoprobe(rules)
 
