@@ -31,7 +31,7 @@ from tests.conformance.actions import (
     Look,
     Scenario,
 )
-from tests.conformance.bench import Bench
+from tests.conformance.bench import Bench, BenchError
 from tests.conformance.normal import Names, show_event, show_facts, show_holders, show_result
 
 _log = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ class Stage:
             try:
                 result = await asyncio.wait_for(self._perform(action), ACTION_DEADLINE_S)
                 events = await asyncio.wait_for(self._collect(action), ACTION_DEADLINE_S)
-            except TimeoutError as error:
-                place = f"{scenario.name} {number}: {action}"
-                raise HostFailed(f"{place}: not over in {ACTION_DEADLINE_S:.0f} s") from error
+            except (HostFailed, BenchError, TimeoutError, ValueError) as error:
+                what = str(error) or f"not over in {ACTION_DEADLINE_S:.0f} s"
+                raise HostFailed(f"{scenario.name} {number}: {describe(action)}: {what}") from error
             yield Line(scenario.name, number, describe(action), result, tuple(events))
 
     async def settle(self) -> list[str]:
