@@ -139,7 +139,10 @@ def wait_for_name(environment: dict[str, str]) -> None:
     """Until sriovd has its name on the bus."""
     deadline = time.monotonic() + 15
     while subprocess.run(
-        ["busctl", "status", SERVICE], env=environment, capture_output=True, check=False
+        ["busctl", "call", SERVICE, "/org/sriovd1", "org.freedesktop.DBus.Peer", "Ping"],
+        env=environment,
+        capture_output=True,
+        check=False,
     ).returncode:
         if time.monotonic() > deadline:
             raise SystemExit("sriovd did not come to the bus")
