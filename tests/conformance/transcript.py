@@ -215,12 +215,12 @@ class Stage:
 
     @staticmethod
     async def _await_hang(run: Run, where: str) -> str:
-        """The step that sleeps, once it does so in `where`. Raises HostFailed when it comes back."""
+        """Where it sleeps, once that is `where`. Raises HostFailed when it comes back."""
         while (evidence := run.abandon()).wchan != where:
             if run.finished.done():
                 raise HostFailed(f"{evidence.step} has come back instead of waiting in {where}")
             await asyncio.sleep(POLL_S)
-        return f"{evidence.step} in {evidence.wchan}"
+        return evidence.wchan
 
     def _find_root(self) -> str:
         """The longest common beginning of the functions' paths above `devices/`."""
