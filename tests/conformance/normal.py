@@ -27,8 +27,8 @@ NORMALISATIONS = {
     "uevent properties": "only those that the real backend hands on; a simulated host keeps all",
     "pid of a holder": "whether it is the one that the bench has started: its name",
     "long texts": "over 60 characters: the first 8 and the length",
-    "time and step of a hang": "left out: a helper that was abandoned as it began has told the script's title"
-    " only; where it sleeps stays",
+    "time and step of a hang": "left out: a helper that was abandoned as it began has told the script's"
+    " title only; where it sleeps stays",
 }
 _KEPT_PROPERTIES = ("DRIVER", "ERROR_EVENT", "DEVICE_ONLINE")
 _LONG = 60

@@ -123,7 +123,8 @@ def _read_address(process: subprocess.Popen[str]) -> str:
 
 def owns_name(address: str) -> bool:
     """Whether sriovd's name is on the bus."""
-    return busctl(address, "status", BUS_NAME).returncode == 0
+    ping = ("call", BUS_NAME, "/org/sriovd1", "org.freedesktop.DBus.Peer", "Ping")
+    return busctl(address, *ping).returncode == 0
 
 
 def busctl(address: str, *words: str) -> subprocess.CompletedProcess[str]:
