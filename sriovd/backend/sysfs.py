@@ -23,11 +23,9 @@ _MAX_ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 
 
 @dataclass(frozen=True, slots=True)
-class _Static:
-    """What is fixed for the life of a device object."""
+class _Ids:
+    """What a function is."""
 
-    identity: int
-    path: str
     vendor_id: int
     device_id: int
     subsystem_vendor_id: int
@@ -37,6 +35,15 @@ class _Static:
     numa_node: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Static:
+    """What is fixed for the life of a device object."""
+
+    identity: int
+    path: str
+    ids: _Ids
+
+
 class SysfsReader:
     """The PCI functions below `root` (normally /sys)."""
 
@@ -44,6 +51,8 @@ class SysfsReader:
         self.root = os.path.abspath(root)
         self._devices = os.path.join(self.root, "bus/pci/devices")
         self._static: dict[PciAddress, _Static] = {}
+        self._ids_of_vfs: dict[int, _Ids] = {}  # by their PF's identity
+        self._placements: dict[PciAddress, tuple[int, int]] = {}
 
     def list_functions(self) -> list[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError when the bus cannot be listed."""
@@ -72,23 +81,17 @@ class SysfsReader:
         """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
         directory = self._directory(address)
         try:
-            physical = self._read_physical(directory)
-            virtual = None if physical else self._read_virtual(address, directory)
+            parent = self._link_address(f"{directory}/physfn")
+            virtual = self._read_virtual(address, parent) if parent else None
+            physical = None if parent else self._read_physical(directory)
             if physical is None and virtual is None:
                 return None
             return self._read_facts(address, directory, physical, virtual)
         except OSError as error:
             if error.errno in _GONE:  # removed while it was read
-                self._static.pop(address, None)
+                self._forget(address)
                 return None
             raise _unreadable(error, directory) from error
-
-    def read_iommu_group_members(self, group: int) -> list[str]:
-        """The names of all devices in IOMMU group `group`, PCI or not; empty when there is no such group."""
-        try:
-            return sorted(os.listdir(f"{self.root}/kernel/iommu_groups/{group}/devices"))
-        except OSError:
-            return []
 
     def driver_loaded(self, driver: str) -> bool:
         """Whether a PCI driver of that name is registered."""
@@ -112,7 +115,7 @@ class SysfsReader:
         physical: PhysicalFacts | None,
         virtual: VirtualFacts | None,
     ) -> FunctionFacts:
-        static = self._read_static(address, directory)
+        static = self._read_static(address, directory, virtual.parent if virtual else None)
         facts = self._read_changing(address, directory, static, physical, virtual)
         if os.stat(directory).st_ino != static.identity:  # half of it is its successor's
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
@@ -130,15 +133,15 @@ class SysfsReader:
         return FunctionFacts(
             address=address,
             identity=static.identity,
-            vendor_id=static.vendor_id,
-            device_id=static.device_id,
-            subsystem_vendor_id=static.subsystem_vendor_id,
-            subsystem_device_id=static.subsystem_device_id,
-            class_code=static.class_code,
-            revision=static.revision,
+            vendor_id=static.ids.vendor_id,
+            device_id=static.ids.device_id,
+            subsystem_vendor_id=static.ids.subsystem_vendor_id,
+            subsystem_device_id=static.ids.subsystem_device_id,
+            class_code=static.ids.class_code,
+            revision=static.ids.revision,
             driver=_basename_of_link(f"{directory}/driver") or "",
             iommu_group=int(group) if group and group.isdecimal() else None,
-            numa_node=static.numa_node,
+            numa_node=static.ids.numa_node,
             net_interfaces=_list_names(f"{directory}/net"),
             reset_methods=tuple((_read_text(f"{directory}/reset_method", missing="") or "").split()),
             path=static.path,
@@ -146,14 +149,25 @@ class SysfsReader:
             virtual=virtual,
         )
 
-    def _read_static(self, address: PciAddress, directory: str) -> _Static:
+    def _read_static(self, address: PciAddress, directory: str, parent: PciAddress | None) -> _Static:
         identity = os.stat(directory).st_ino
         known = self._static.get(address)
         if known is not None and known.identity == identity:
             return known
-        static = _Static(
-            identity=identity,
-            path=os.path.normpath(os.path.join(self._devices, os.readlink(directory))),
+        path = os.path.normpath(os.path.join(self._devices, os.readlink(directory)))
+        static = _Static(identity, path, self._read_ids(directory, parent))
+        self._static[address] = static
+        return static
+
+    def _read_ids(self, directory: str, parent: PciAddress | None) -> _Ids:
+        """The ids in `directory`. All VFs of a PF have the same, which the kernel too reads from the first
+        (drivers/pci/iov.c pci_read_vf_config_common): reading them from each of 120 VFs that are being
+        made keeps the kernel from sysfs's lock, which it needs to make the next."""
+        pf = self._static.get(parent) if parent else None
+        shared = self._ids_of_vfs.get(pf.identity) if pf else None
+        if shared is not None:
+            return shared
+        ids = _Ids(
             vendor_id=_read_number(f"{directory}/vendor", 0xFFFF),
             device_id=_read_number(f"{directory}/device", 0xFFFF),
             subsystem_vendor_id=_read_number(f"{directory}/subsystem_vendor", 0xFFFF),
@@ -162,8 +176,9 @@ class SysfsReader:
             revision=_read_number(f"{directory}/revision", 0xFF),
             numa_node=_read_number(f"{directory}/numa_node", 0xFFFF, minimum=-1, missing=-1),
         )
-        self._static[address] = static
-        return static
+        if pf is not None:
+            self._ids_of_vfs[pf.identity] = ids
+        return ids
 
     def _read_physical(self, directory: str) -> PhysicalFacts | None:
         total_text = _read_text(f"{directory}/sriov_totalvfs", missing=None)
@@ -177,20 +192,33 @@ class SysfsReader:
             drivers_autoprobe=_read_number(f"{directory}/sriov_drivers_autoprobe", 1) == 1,
         )
 
-    def _read_virtual(self, address: PciAddress, directory: str) -> VirtualFacts | None:
+    def _read_virtual(self, address: PciAddress, parent: PciAddress) -> VirtualFacts | None:
         """The VF's place under its PF, once both links of the pair exist (drivers/pci/iov.c makes virtfnN
         and physfn after the `add` uevent). The index is computed, so that its cost does not grow with the
-        number of VFs, and the link confirms it."""
-        parent = self._link_address(f"{directory}/physfn")
-        if parent is None:
-            return None
-        parent_directory = self._directory(parent)
-        offset = _read_number(f"{parent_directory}/sriov_offset", 0xFFFF)
-        stride = _read_number(f"{parent_directory}/sriov_stride", 0xFFFF)
-        index = vf_index(parent, offset, stride, address)
-        if index is None or self._link_address(f"{parent_directory}/virtfn{index}") != address:
-            return None
-        return VirtualFacts(parent, index)
+        number of VFs, and the link confirms it; where it does not, offset and stride may have changed."""
+        for refresh in (False, True):
+            index = vf_index(parent, *self._read_placement(parent, refresh), address)
+            if (
+                index is not None
+                and self._link_address(f"{self._directory(parent)}/virtfn{index}") == address
+            ):
+                return VirtualFacts(parent, index)
+        return None
+
+    def _read_placement(self, pf: PciAddress, refresh: bool) -> tuple[int, int]:
+        """First VF Offset and VF Stride of `pf`."""
+        known = None if refresh else self._placements.get(pf)
+        if known is None:
+            directory = self._directory(pf)
+            offset = _read_number(f"{directory}/sriov_offset", 0xFFFF)
+            known = self._placements[pf] = (offset, _read_number(f"{directory}/sriov_stride", 0xFFFF))
+        return known
+
+    def _forget(self, address: PciAddress) -> None:
+        static = self._static.pop(address, None)
+        self._placements.pop(address, None)
+        if static is not None:
+            self._ids_of_vfs.pop(static.identity, None)
 
     def _directory(self, address: PciAddress) -> str:
         return f"{self._devices}/{address}"

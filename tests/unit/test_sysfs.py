@@ -286,15 +286,6 @@ def test_a_function_that_vanishes_while_it_is_read_is_nothing(
     assert opened >= after
 
 
-def test_group_members(tree: Tree) -> None:
-    devices = tree.root / "kernel/iommu_groups/14/devices"
-    devices.mkdir(parents=True)
-    for name in ("0000:01:00.1", "0000:01:00.0", "not-pci"):
-        (devices / name).touch()
-    assert tree.reader.read_iommu_group_members(14) == ["0000:01:00.0", "0000:01:00.1", "not-pci"]
-    assert tree.reader.read_iommu_group_members(15) == []
-
-
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=64))
 def test_any_bytes_are_facts_or_an_error(tree: Tree, raw: bytes) -> None:

@@ -23,10 +23,10 @@ _PLAIN = bytes(char if 32 <= char < 127 and char not in b'"\\' else ord("?") for
 _LENGTH_BYTES = 4
 _ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 _ALLOWED = "bus/pci/"
-_FLUSH_NSEC = 10_000_000
+_FLUSH_NSEC = 100_000_000
 
-# A message costs both sides 1 to 2 ms on a slow machine, as much as a bind to pci-stub; one to vfio-pci is
-# 25 ms. So results are held back for 10 ms: quick chains share a message, slow ones have their own.
+# On a slow machine every message wakes the daemon for several milliseconds, on a processor that the kernel
+# could use for the next bind (5 ms to pci-stub, 25 ms to vfio-pci). So results are held back and share one.
 
 TYPE_CHECKING = False  # as typing's, without the cost of importing it
 if TYPE_CHECKING:

@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 RECEIVE_BUFFER_BYTES = 128 * 1024 * 1024  # as udevd and libvirt; a limit, not an allocation
 NETWORK_SUBSYSTEM = "net"
 _BATCH = 256  # events read before the loop gets its turn
+# In a storm (120 VFs come with some 400 events) every wake-up costs as much as a bind; a pause lets events
+# gather. The first events of a storm, which may tell of an error, are taken at once.
+_STORM_EVENTS = 32  # so many without _STORM_PAUSE_SEC of silence are a storm
+_STORM_PAUSE_SEC = 0.1
 _PROPERTIES = ("ERROR_EVENT", "DEVICE_ONLINE", "DRIVER", "PCI_SLOT_NAME")
 
 
@@ -48,6 +52,9 @@ class UeventMonitor:
         self._queue: deque[KernelEvent] = deque()
         self._ready = asyncio.Event()
         self._lost_reason = ""
+        self._seen_in_a_row = 0
+        self._last_seen_sec = 0.0
+        self._pause: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Subscribe. Raises OSError when the kernel does not let us."""
@@ -60,10 +67,12 @@ class UeventMonitor:
             _log.warning("the uevent socket keeps its small buffer: %s", error)
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
-        asyncio.get_running_loop().add_reader(self._socket, self._receive)
+        self._resume()
 
     def stop(self) -> None:
         """Unsubscribe; the iterator ends after what has been received."""
+        if self._pause is not None:
+            self._pause.cancel()
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -91,10 +100,25 @@ class UeventMonitor:
             if device is None:
                 self._report_loss()
                 break
+            self._seen_in_a_row += 1
             if (event := _to_event(device)) is not None:
                 self._queue.append(event)
         if self._queue:
             self._ready.set()
+        self._pause_in_a_storm()
+
+    def _pause_in_a_storm(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._last_seen_sec > 2 * _STORM_PAUSE_SEC:
+            self._seen_in_a_row = 0
+        self._last_seen_sec = loop.time()
+        if self._seen_in_a_row >= _STORM_EVENTS and self._socket is not None:
+            loop.remove_reader(self._socket)
+            self._pause = loop.call_later(_STORM_PAUSE_SEC, self._resume)
+
+    def _resume(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._receive)
 
     def _note_error(self, error: OSError) -> None:
         assert self._socket is not None

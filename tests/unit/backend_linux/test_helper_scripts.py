@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sriovd.backend.linux import helper
 from sriovd.backend.steps import ChainResult, Step, Verb
 
 if TYPE_CHECKING:
@@ -184,13 +185,16 @@ def test_a_slow_chain_is_reported_while_the_next_one_hangs(
             run = pool.run("slot", make_script(*chains), seen.append)
             status = tree.run_directory / "helpers"
             await wait_until(lambda: any("reset 0000" in path.read_text() for path in status.iterdir()))
-            await asyncio.sleep(0.02)  # longer than results are held back
+            held_back_usec = helper._FLUSH_NSEC // 1000
+            await asyncio.sleep(
+                1.2 * held_back_usec / 1e6
+            )  # a slow chain: longer than results are held back
             tree.release(reset)
             await wait_until(lambda: len(seen) == 1)
             assert not run.finished.done()
             tree.release(override)
             assert len(await run.finished) == 2
-            assert seen[0].results[0].duration_usec >= 20_000
+            assert seen[0].results[0].duration_usec >= held_back_usec
 
     play(story())
 
