@@ -58,7 +58,11 @@ def test_objects_are_announced_once_from_the_root_before_the_reply(client: Clien
     monitor.signal(15)
     messages = [json.loads(line) for line in monitor.wait(20.0).stdout.splitlines() if line.startswith("{")]
     call = next(m for m in messages if m.get("member") == "SetNumVFs")
-    (reply,) = [index for index, m in enumerate(messages) if m.get("reply_cookie") == call["cookie"]]
+    (reply,) = [
+        index
+        for index, m in enumerate(messages)
+        if m.get("reply_cookie") == call["cookie"] and m.get("destination") == call["sender"]
+    ]
     added = [(index, m) for index, m in enumerate(messages) if m.get("member") == "InterfacesAdded"]
     paths = [m["payload"]["data"][0] for _, m in added]
     functions = [path for path in paths if "/function/" in path]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
-
-import pytest
 
 from tests.lab.client import NVME, Client, kernel_vfs
 
@@ -32,18 +29,17 @@ def test_through_all_drivers(client: Client) -> None:
     assert client.vfs(NVME) == {}
 
 
-@pytest.mark.parametrize("driver", ["vfio-pci", "pci-stub"])
-def test_bring_up_is_close_to_the_floor(client: Client, driver: str) -> None:
-    """Medians of alternating rounds in one boot; the ratio counts, the machine's noise does not."""
+def test_bring_up_is_close_to_the_floor(client: Client) -> None:
+    """The quickest of alternating rounds in one boot: noise only ever adds."""
     client.guest.put("/root/bringup.py", BRINGUP.read_bytes())
+    client.guest.run("modprobe -a vfio-pci")
     seconds: dict[str, list[float]] = {"floor": [], "sriovd": []}
     for _ in range(ROUNDS):
         for means, values in seconds.items():
-            values.append(measure(client, means, driver))
-    ratio = statistics.median(seconds["sriovd"]) / statistics.median(seconds["floor"])
-    print(f"{COUNT} VFs to {driver}: {seconds}, sriovd / floor = {ratio:.2f}")
-    if driver == "vfio-pci":
-        for means in ("shell", "driverctl"):
-            once = measure(client, means, driver)
-            print(f"{means}: {once:.2f} s, {once / statistics.median(seconds['floor']):.2f} of the floor")
-    assert ratio <= LIMIT, seconds
+            values.append(measure(client, means, "vfio-pci"))
+    floor = min(seconds["floor"])
+    print(f"{COUNT} VFs to vfio-pci: {seconds}, sriovd / floor = {min(seconds['sriovd']) / floor:.2f}")
+    for means in ("shell", "driverctl"):
+        once = measure(client, means, "vfio-pci")
+        print(f"{means}: {once:.2f} s, {once / floor:.2f} of the floor")
+    assert min(seconds["sriovd"]) <= LIMIT * floor, seconds
