@@ -9,6 +9,7 @@ that people put into boot scripts; `driverctl`. VFs are destroyed again, untimed
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -97,6 +98,15 @@ def clean_up(pf: str) -> None:
     settle()
 
 
+def forget_ids(pf: str, driver: str) -> None:
+    """driverctl gives the driver the VFs' ids for ever (new_id), which makes it the default of all to come."""
+    directory = f"{DEVICES}/{pf}"
+    with open(f"{directory}/vendor") as vendor, open(f"{directory}/sriov_vf_device") as device:
+        ids = f"{vendor.read().strip().removeprefix('0x')} {device.read().strip()}"
+    with contextlib.suppress(OSError):  # ENODEV: it had not been given them
+        write(f"/sys/bus/pci/drivers/{driver}/remove_id", ids)
+
+
 def main(means: str, pf: str, count_text: str, driver: str) -> None:
     count = int(count_text)
     subprocess.run(["systemctl", "start" if means == "sriovd" else "stop", "sriovd"], check=True)
@@ -107,6 +117,7 @@ def main(means: str, pf: str, count_text: str, driver: str) -> None:
     check_bound(pf, count, driver)
     settle()
     clean_up(pf)
+    forget_ids(pf, driver)
     print(f"{seconds:.3f}")
 
 
