@@ -99,7 +99,7 @@ def clean_up(pf: str) -> None:
 
 
 def forget_ids(pf: str, driver: str) -> None:
-    """driverctl gives the driver the VFs' ids for ever (new_id), which makes it the default of all to come."""
+    """driverctl gives the driver the VFs' ids for ever (new_id): it would be the default of all to come."""
     directory = f"{DEVICES}/{pf}"
     with open(f"{directory}/vendor") as vendor, open(f"{directory}/sriov_vf_device") as device:
         ids = f"{vendor.read().strip().removeprefix('0x')} {device.read().strip()}"
