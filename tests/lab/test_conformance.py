@@ -65,10 +65,10 @@ def test_kept_transcript_is_what_the_kernel_does_today(transcript: list[Line], l
 
 @pytest.mark.parametrize("state", STATES)
 def test_lspci_prints_the_same_of_both(quiet: Guest, lab_kernel: str, state: str) -> None:
-    """Byte by byte, by the guest's own lspci. A bus number or an interrupt may change from boot to boot, so
-    the kept text is compared where the default kernel's fixture is."""
+    """Byte by byte, by the guest's own lspci. The kept text is compared for the default kernel and without
+    VFs: those of QEMU's igb keep their AER masks from one life to the next."""
     recording, printed = record_state(quiet, state)
     found = print_simulated(quiet, recording)
     assert found == keep_blocks(printed, list_addresses(found))
-    if lab_kernel == DEFAULT_KERNEL:
+    if lab_kernel == DEFAULT_KERNEL and not state:
         assert keep_blocks(lspci_path(lab_kernel, state).read_text(), list_addresses(found)) == found
