@@ -34,6 +34,9 @@ _BATCH = 256  # events read before the loop gets its turn
 # gather. The first events of a storm, which may tell of an error, are taken at once.
 _STORM_EVENTS = 32  # so many without _STORM_PAUSE_SEC of silence are a storm
 _STORM_PAUSE_SEC = 0.1
+# An interface that moves to another namespace says `remove` before sysfs shows it gone (net/core/dev.c
+# __dev_change_net_namespace), and nothing afterwards: its function is looked at a second time.
+_NETDEV_MOVES_SEC = 0.5
 _PROPERTIES = ("ERROR_EVENT", "DEVICE_ONLINE", "DRIVER", "PCI_SLOT_NAME")
 
 
@@ -103,9 +106,15 @@ class UeventMonitor:
             self._seen_in_a_row += 1
             if (event := _to_event(device)) is not None:
                 self._queue.append(event)
+                if device.subsystem == NETWORK_SUBSYSTEM:
+                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self._repeat, event)
         if self._queue:
             self._ready.set()
         self._pause_in_a_storm()
+
+    def _repeat(self, event: Uevent) -> None:
+        self._queue.append(event)
+        self._ready.set()
 
     def _pause_in_a_storm(self) -> None:
         loop = asyncio.get_running_loop()
