@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class Job(Generic[Result]):
+class Job(ABC, Generic[Result]):
     """Something for a helper to do. `adapter` is empty for what concerns none; `title` says what it is."""
 
     def __init__(self, adapter: str, title: str) -> None:
@@ -45,17 +46,17 @@ class Job(Generic[Result]):
         """Resolves when the helper is done. Raises ConnectionError when it died."""
         return self._finished
 
+    @abstractmethod
     def order(self) -> Order:
         """The job as the helper is told."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, payload: object) -> None:
         """A part of the results has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def conclude(self, payload: object) -> Result:
         """The helper is done: the value for `finished`."""
-        raise NotImplementedError
 
     def finish(self, payload: object) -> None:
         """Resolve `finished`."""
