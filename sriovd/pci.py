@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 _SLOT = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])", re.ASCII)
+_PARSED_KEPT = 32768  # twice the most VFs that a host is measured with
 
 
 class AddressError(ValueError):
@@ -29,11 +31,13 @@ class PciAddress:
     function: int
 
     @classmethod
+    @lru_cache(maxsize=_PARSED_KEPT)
     def parse(cls, text: str) -> PciAddress:
         """The address written as `dddd:bb:dd.f` in hexadecimal, e.g. `0000:01:10.2`.
 
         Raises AddressError for anything else: short forms are refused because a domain guessed wrong
-        would reach another tenant's device.
+        would reach another tenant's device. Remembered, because a host has few addresses, and each is met
+        in every event and link.
         """
         match = _ADDRESS.fullmatch(text.lower())
         if match is None:

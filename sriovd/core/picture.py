@@ -61,6 +61,7 @@ class Picture:
     def begin_job(self, adapter: str) -> None:
         """Events of `adapter` wait until end_job."""
         self._busy[adapter] = set()
+        self._backend.defer_events(True)
 
     async def look_after_job(self, adapter: str, addresses: Iterable[PciAddress]) -> None:
         """Look at what a job has touched; events of before then have nothing more to say."""
@@ -71,6 +72,8 @@ class Picture:
     def end_job(self, adapter: str) -> None:
         """The job is over: what it has not looked at is looked at now."""
         self._note(self._busy.pop(adapter, set()))
+        if not self._busy:
+            self._backend.defer_events(False)
 
     def look_again(self, adapter: str) -> None:
         """Look at all functions of `adapter` soon."""

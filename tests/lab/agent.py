@@ -31,7 +31,7 @@ from typing import IO, Any, ClassVar
 PORT_NAME = "org.sriovd.lab"
 OUTPUT_LIMIT_BYTES = 8 << 20  # per stream and command; more is counted and dropped
 CHUNK_LIMIT_BYTES = 1 << 20  # per file request, so that one frame stays small
-FRAME_LIMIT_BYTES = 4 << 20
+FRAME_LIMIT_BYTES = 32 << 20  # both streams of a command at their limit, in base64
 KILL_GRACE_S = 1.0  # between SIGKILL and "timed out": long enough for all but a D-state child
 DRAIN_GRACE_S = 1.0  # a daemonised grandchild may keep the pipes open for ever
 
@@ -57,13 +57,16 @@ class FrameReader:
 
         ValueError when a line grows past FRAME_LIMIT_BYTES.
         """
-        self._pending += data
-        *lines, rest = self._pending.split(b"\n")
-        if len(rest) > FRAME_LIMIT_BYTES:
-            self._pending = bytearray()
-            raise ValueError(f"frame longer than {FRAME_LIMIT_BYTES} bytes")
-        self._pending = bytearray(rest)
-        return [bytes(line) for line in lines if line.strip()]
+        head, newline, rest = data.partition(b"\n")
+        self._pending += head
+        if not newline:
+            if len(self._pending) > FRAME_LIMIT_BYTES:
+                self._pending.clear()
+                raise ValueError(f"frame longer than {FRAME_LIMIT_BYTES} bytes")
+            return []
+        *lines, last = (bytes(self._pending), *rest.split(b"\n"))
+        self._pending = bytearray(last)
+        return [line for line in lines if line.strip()]
 
     @staticmethod
     def decode(line: bytes) -> Frame:

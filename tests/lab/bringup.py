@@ -115,7 +115,6 @@ def main(means: str, pf: str, count_text: str, driver: str) -> None:
     MEANS[means](pf, count, driver)
     seconds = time.monotonic() - began
     check_bound(pf, count, driver)
-    settle()
     clean_up(pf)
     forget_ids(pf, driver)
     print(f"{seconds:.3f}")

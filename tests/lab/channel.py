@@ -20,7 +20,7 @@ SEND_TIMEOUT_S = 10.0
 
 
 class ChannelClosed(Exception):
-    """The other end is gone: QEMU has ended."""
+    """The stream has ended; the text says whether QEMU did or what was sent made no sense."""
 
 
 class RequestFailed(Exception):
@@ -35,10 +35,11 @@ class Pending:
         self._what = what
         self._done = threading.Event()
         self._frame: Frame | None = None
+        self._closed_because = ""
 
-    def resolve(self, frame: Frame | None) -> None:
-        """Called once by the reading thread; None when there will never be a reply."""
-        self._frame = frame
+    def resolve(self, frame: Frame | None, closed_because: str = "") -> None:
+        """Called once by the reading thread; None, with the reason, when there will never be a reply."""
+        self._frame, self._closed_because = frame, closed_because
         self._done.set()
 
     @property
@@ -50,7 +51,7 @@ class Pending:
         if not self._done.wait(timeout_s):
             raise DeadlineExceeded(f"{self._what}: no reply within {timeout_s:g} s")
         if self._frame is None:
-            raise ChannelClosed(f"{self._what}: QEMU has ended")
+            raise ChannelClosed(f"{self._what}: {self._closed_because}")
         if "error" in self._frame:
             raise RequestFailed(f"{self._what}: {describe_error(self._frame['error'])}")
         return self._frame
@@ -71,7 +72,7 @@ class Channel:
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._last_number = 0
-        self._closed = False
+        self._closed_because = ""
         self.events: list[Frame] = []
         self._reader = threading.Thread(target=self._read, name=f"lab-{name}", daemon=True)
         self._reader.start()
@@ -82,8 +83,8 @@ class Channel:
         ChannelClosed, or DeadlineExceeded when the other end does not read.
         """
         with self._lock:
-            if self._closed:
-                raise ChannelClosed(f"{what}: QEMU has ended")
+            if self._closed_because:
+                raise ChannelClosed(f"{what}: {self._closed_because}")
             self._last_number += 1
             pending = self._waiting[self._last_number] = Pending(self._last_number, what)
         self._send(encode_frame(frame | {"id": pending.number}), what)
@@ -110,18 +111,20 @@ class Channel:
                     raise ChannelClosed(f"{what}: QEMU has ended ({error})") from None
 
     def _read(self) -> None:
-        reader = FrameReader()
+        reader, reason = FrameReader(), "QEMU has ended"
         try:
             while data := self._stream.recv(65536):
                 for line in reader.feed(data):
                     self._dispatch(FrameReader.decode(line))
-        except (OSError, ValueError) as error:
-            self.events.append({"event": "LAB_STREAM_BROKEN", "reason": str(error)})
+        except OSError as error:
+            reason = f"QEMU has ended ({error})"
+        except ValueError as error:
+            reason = f"the stream of the {self._name} broke: {error}"
         with self._lock:
-            self._closed = True
+            self._closed_because = reason
             waiting, self._waiting = self._waiting, {}
         for pending in waiting.values():
-            pending.resolve(None)
+            pending.resolve(None, reason)
 
     def _dispatch(self, frame: Frame) -> None:
         with self._lock:

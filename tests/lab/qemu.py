@@ -20,7 +20,13 @@ from tests.lab.layout import Layout, device_arguments
 
 # Asks the kernel for the signal, then becomes QEMU, unless the parent ($0) went before the kernel was asked.
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
-KERNEL_ARGUMENTS = ("root=/dev/vda", "rw", "console=ttyS0", "quiet", "panic=-1", "systemd.getty_auto=no")
+# udev starts 20 workers for two CPUs. Emulated ones are slow enough for each to be preempted inside sysfs:
+# 120 VFs then took 3 to 11 s to make and bind, by any means, most of it asleep; with two workers 2 s.
+UDEV_WORKERS = "udev.children_max=2"
+KERNEL_ARGUMENTS = (
+    *("root=/dev/vda", "rw", "console=ttyS0", "quiet", "panic=-1", "systemd.getty_auto=no"),
+    UDEV_WORKERS,
+)
 
 
 @dataclass(frozen=True, slots=True)

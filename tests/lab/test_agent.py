@@ -136,6 +136,32 @@ def test_output_is_bounded(link: Channel, monkeypatch: pytest.MonkeyPatch) -> No
     assert (len(base64.b64decode(frame["stdout"])), frame["dropped_bytes"]) == (1000, 4000)
 
 
+def test_the_most_output_of_both_streams_arrives(link: Channel) -> None:
+    """A whole run's journal is that big, and is wanted when a test has failed."""
+    size = agent.OUTPUT_LIMIT_BYTES
+    frame = send(
+        link,
+        "run",
+        argv=f"head -c {size + 1} /dev/zero; head -c {size + 1} /dev/zero >&2",
+        timeout_s=REPLY_TIMEOUT_S,
+    ).wait(REPLY_TIMEOUT_S)
+    sizes = [len(base64.b64decode(frame[stream])) for stream in ("stdout", "stderr")]
+    assert (sizes, frame["dropped_bytes"]) == ([size, size], 2)
+
+
+def test_stream_of_nonsense_is_called_that() -> None:
+    ours, theirs = socket.socketpair()
+    connection = Channel(ours, "agent")
+    pending = connection.request({"op": "ping"}, "ping")
+    theirs.sendall(b"nonsense\n")
+    with pytest.raises(
+        ChannelClosed, match=r"ping: the stream of the agent broke: not a frame: b'nonsense'"
+    ):
+        pending.wait(REPLY_TIMEOUT_S)
+    theirs.close()
+    connection.close()
+
+
 def test_errors_of_requests_are_replies(link: Channel) -> None:
     for frame, message in (
         ({"op": "dance"}, "op 'dance' is unknown; known: ping, run"),

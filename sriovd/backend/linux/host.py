@@ -70,6 +70,10 @@ class LinuxBackend:
         """Every uevent of a PCI function since start()."""
         return self._monitor.events()
 
+    def defer_events(self, deferred: bool) -> None:
+        """Whether events may come late; see Backend."""
+        self._monitor.defer(deferred)
+
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError."""
         return self._reader.list_functions()

@@ -2,7 +2,8 @@
 
 Rule: an event is a reason to look, so nothing but its action, its address and what a recovery needs is
 taken from it. The source is the kernel's multicast group, not udev's: no decision depends on what udev's
-rules add, and events keep coming while udevd is slow, stopped or restarted.
+rules add, and events keep coming while udevd is slow, stopped or restarted. `change`, by which the kernel
+tells of errors and their recovery, has a socket of its own: it never waits behind a storm of the others.
 
 The socket's error is fetched here and not left to pyudev, whose poll treats it as fatal. After ENOBUFS the
 kernel goes on dropping events, without a further error, until the queue has been read empty
@@ -13,12 +14,14 @@ then does a look at everything miss nothing.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
 import socket
+import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pyudev
@@ -29,15 +32,23 @@ from sriovd.pci import AddressError, PciAddress
 _log = logging.getLogger(__name__)
 RECEIVE_BUFFER_BYTES = 128 * 1024 * 1024  # as udevd and libvirt; a limit, not an allocation
 NETWORK_SUBSYSTEM = "net"
-_BATCH = 256  # events read before the loop gets its turn
+_BATCH = 64  # events read before the loop gets its turn
 # In a storm (120 VFs come with some 400 events) every wake-up costs as much as a bind; a pause lets events
 # gather. The first events of a storm, which may tell of an error, are taken at once.
 _STORM_EVENTS = 32  # so many without _STORM_PAUSE_SEC of silence are a storm
 _STORM_PAUSE_SEC = 0.1
+# While a job runs, which looks by itself at what it touches: on two CPUs, taking 120 VFs' events meanwhile
+# makes it a third slower.
+_DEFERRED_PAUSE_SEC = 2.0
 # An interface that moves to another namespace says `remove` before sysfs shows it gone (net/core/dev.c
 # __dev_change_net_namespace), and nothing afterwards: its function is looked at a second time.
 _NETDEV_MOVES_SEC = 0.5
-_PROPERTIES = ("ERROR_EVENT", "DEVICE_ONLINE", "DRIVER", "PCI_SLOT_NAME")
+# Classic BPF (linux/bpf_common.h): load the byte at k; compare it with k; return k, the length to keep.
+_LOAD_BYTE, _JUMP_IF_EQUAL, _RETURN = 0x30, 0x15, 0x06
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python does not name it
+_PROPERTIES = ("DRIVER", "PCI_SLOT_NAME")
+# Only `change` has these (drivers/pci/pci-driver.c pci_uevent_ers), and each costs all others a search.
+_PROPERTIES_OF_CHANGE = (*_PROPERTIES, "ERROR_EVENT", "DEVICE_ONLINE")
 
 
 class UeventMonitor:
@@ -48,19 +59,69 @@ class UeventMonitor:
         receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         subsystems: tuple[str, ...] = ("pci", NETWORK_SUBSYSTEM),
     ) -> None:
-        self._receive_buffer_bytes = receive_buffer_bytes
-        self._subsystems = subsystems
-        self._monitor: Any = None
-        self._socket: socket.socket | None = None
         self._queue: deque[KernelEvent] = deque()
         self._ready = asyncio.Event()
+        self._running = False
+        self._changes, self._others = (
+            _Subscription(receive_buffer_bytes, subsystems, changes, self._put) for changes in (True, False)
+        )
+
+    def start(self) -> None:
+        """Subscribe. Raises OSError when the kernel does not let us."""
+        self._running = True
+        self._changes.start()
+        self._others.start()
+
+    def stop(self) -> None:
+        """Unsubscribe; the iterator ends after what has been received."""
+        self._running = False
+        self._changes.stop()
+        self._others.stop()
+        self._ready.set()
+
+    def defer(self, deferred: bool) -> None:
+        """While `deferred`, the events of a storm may come late, but for `change`."""
+        self._others.defer(deferred)
+
+    async def events(self) -> AsyncIterator[KernelEvent]:
+        """Every event, `change` in the kernel's order and the others in theirs. One consumer."""
+        while True:
+            while self._queue:
+                yield self._queue.popleft()
+            if not self._running:
+                return
+            self._ready.clear()
+            await self._ready.wait()
+
+    def _put(self, event: KernelEvent) -> None:
+        self._queue.append(event)
+        self._ready.set()
+
+
+class _Subscription:
+    """A socket that hears `change` only, or all else only, so that errors do not queue behind a storm."""
+
+    def __init__(
+        self,
+        receive_buffer_bytes: int,
+        subsystems: tuple[str, ...],
+        changes: bool,
+        put: Callable[[KernelEvent], None],
+    ) -> None:
+        self._receive_buffer_bytes = receive_buffer_bytes
+        self._subsystems = subsystems
+        self._changes = changes
+        self._put = put
+        self._monitor: Any = None
+        self._socket: socket.socket | None = None
         self._lost_reason = ""
         self._seen_in_a_row = 0
         self._last_seen_sec = 0.0
         self._pause: asyncio.TimerHandle | None = None
+        self._deferred = False
 
     def start(self) -> None:
-        """Subscribe. Raises OSError when the kernel does not let us."""
+        """Subscribe. Raises OSError."""
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         for subsystem in self._subsystems:
             self._monitor.filter_by(subsystem)
@@ -70,10 +131,11 @@ class UeventMonitor:
             _log.warning("the uevent socket keeps its small buffer: %s", error)
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
+        _attach_filter(self._socket, self._changes)
         self._resume()
 
     def stop(self) -> None:
-        """Unsubscribe; the iterator ends after what has been received."""
+        """Unsubscribe."""
         if self._pause is not None:
             self._pause.cancel()
         if self._socket is not None:
@@ -81,17 +143,13 @@ class UeventMonitor:
             self._socket.close()
             self._socket = None
         self._monitor = None  # closes pyudev's descriptor
-        self._ready.set()
 
-    async def events(self) -> AsyncIterator[KernelEvent]:
-        """Every event, in the kernel's order. One consumer."""
-        while True:
-            while self._queue:
-                yield self._queue.popleft()
-            if self._socket is None:
-                return
-            self._ready.clear()
-            await self._ready.wait()
+    def defer(self, deferred: bool) -> None:
+        """Make the pauses of a storm long, or ordinary again."""
+        self._deferred = deferred
+        if not deferred and self._pause is not None:  # not at once: the job's reply goes first
+            self._pause.cancel()
+            self._pause = asyncio.get_running_loop().call_later(_STORM_PAUSE_SEC, self._resume)
 
     def _receive(self) -> None:
         for _ in range(_BATCH):
@@ -105,16 +163,11 @@ class UeventMonitor:
                 break
             self._seen_in_a_row += 1
             if (event := _to_event(device)) is not None:
-                self._queue.append(event)
+                self._put(event)
                 if device.subsystem == NETWORK_SUBSYSTEM:
-                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self._repeat, event)
-        if self._queue:
-            self._ready.set()
-        self._pause_in_a_storm()
-
-    def _repeat(self, event: Uevent) -> None:
-        self._queue.append(event)
-        self._ready.set()
+                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self._put, event)
+        if not self._changes:
+            self._pause_in_a_storm()
 
     def _pause_in_a_storm(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,9 +176,11 @@ class UeventMonitor:
         self._last_seen_sec = loop.time()
         if self._seen_in_a_row >= _STORM_EVENTS and self._socket is not None:
             loop.remove_reader(self._socket)
-            self._pause = loop.call_later(_STORM_PAUSE_SEC, self._resume)
+            pause_sec = _DEFERRED_PAUSE_SEC if self._deferred else _STORM_PAUSE_SEC
+            self._pause = loop.call_later(pause_sec, self._resume)
 
     def _resume(self) -> None:
+        self._pause = None
         if self._socket is not None:
             asyncio.get_running_loop().add_reader(self._socket, self._receive)
 
@@ -141,8 +196,27 @@ class UeventMonitor:
     def _report_loss(self) -> None:
         if self._lost_reason:
             _log.warning("Events were lost: %s", self._lost_reason)
-            self._queue.append(EventsLost(self._lost_reason))
+            self._put(EventsLost(self._lost_reason))
             self._lost_reason = ""
+
+
+def _attach_filter(listener: socket.socket, changes: bool) -> None:
+    """Let the kernel drop all but the wanted events, told by the first letter of their action: `change` has
+    it for itself (lib/kobject_uevent.c kobject_actions). Raises OSError."""
+    keep, drop = (0xFFFFFFFF, 0) if changes else (0, 0xFFFFFFFF)
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (_LOAD_BYTE, 0, 0, 0),
+            (_JUMP_IF_EQUAL, 0, 1, ord("c")),
+            (_RETURN, 0, 0, keep),
+            (_RETURN, 0, 0, drop),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program)
+    listener.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    )
 
 
 def _name_of_function(device: Any) -> str:  # noqa: ANN401
@@ -162,5 +236,6 @@ def _to_event(device: Any) -> Uevent | None:  # noqa: ANN401  pyudev has no type
     except ValueError:
         _log.warning("a uevent of %s has an unknown action: %r", device.sys_name, device.action)
         return None
-    found = ((name, device.properties.get(name)) for name in _PROPERTIES)
+    names = _PROPERTIES_OF_CHANGE if action is UeventAction.CHANGE else _PROPERTIES
+    found = ((name, device.properties.get(name)) for name in names)
     return Uevent(action, address, {name: value for name, value in found if value is not None})

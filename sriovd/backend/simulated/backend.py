@@ -97,6 +97,9 @@ class SimulatedBackend:
         """Every event since start(), in the kernel's order unless a fault says otherwise."""
         return self.host.uevents.listen()
 
+    def defer_events(self, deferred: bool) -> None:
+        """Nothing is gained by it here."""
+
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError."""
         return self._reader.list_functions()

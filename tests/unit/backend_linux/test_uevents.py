@@ -53,13 +53,13 @@ def test_events_come_in_order_with_what_recovery_needs(device: tuple[PciAddress,
     async def story() -> None:
         monitor = UeventMonitor()
         monitor.start()
-        for action in (b"add", b"change", b"bind"):
+        for action in (b"add", b"online", b"bind"):
             os.write(fd, action)
         events = [event for event in await _take(monitor, 3) if isinstance(event, Uevent)]
         monitor.stop()
         assert [event.action for event in events] == [
             UeventAction.ADD,
-            UeventAction.CHANGE,
+            UeventAction.ONLINE,
             UeventAction.BIND,
         ]
         for event in events:
@@ -80,7 +80,7 @@ def test_an_overrun_buffer_is_told_after_the_last_event_and_listening_goes_on(
         monitor.start()
         for _ in range(2):  # and once more
             for _ in range(_STORM):
-                os.write(fd, b"change")
+                os.write(fd, b"add")
             events: list[KernelEvent] = []
             async for event in monitor.events():
                 events.append(event)
@@ -92,6 +92,32 @@ def test_an_overrun_buffer_is_told_after_the_last_event_and_listening_goes_on(
             (after,) = await _take(monitor, 1)
             assert isinstance(after, Uevent)
             assert after.action is UeventAction.ADD
+        monitor.stop()
+
+    play(story())
+
+
+def test_a_change_overtakes_a_storm_and_nothing_else_of_it_is_lost(
+    device: tuple[PciAddress, int], play: Play
+) -> None:
+    _, fd = device
+
+    async def story() -> None:
+        monitor = UeventMonitor()
+        monitor.start()
+        monitor.defer(True)
+        for _ in range(_STORM):
+            os.write(fd, b"add")
+        await _take(monitor, 1)  # the storm has begun and will pause for long
+        os.write(fd, b"change")
+        seen = 1
+        async for event in monitor.events():
+            seen += 1
+            if isinstance(event, Uevent) and event.action is UeventAction.CHANGE:
+                break
+        assert seen < _STORM // 2
+        monitor.defer(False)
+        await _take(monitor, _STORM + 1 - seen)
         monitor.stop()
 
     play(story())

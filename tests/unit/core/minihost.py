@@ -121,6 +121,9 @@ class MiniHost:
             yield event
         raise event
 
+    def defer_events(self, deferred: bool) -> None:
+        pass
+
     def list_functions(self) -> Sequence[PciAddress]:
         if self.listing_fails:
             raise HostReadError("/sys/bus/pci/devices: Input/output error")
