@@ -171,12 +171,11 @@ class Backend(Protocol):
         """Let go of everything; hanging helpers are left behind."""
 
     def events(self) -> AsyncIterator[KernelEvent]:
-        """Every event since start(). In the host's order, but that `change` may overtake others. One
-        consumer."""
+        """Every event since start(), in the host's order. One consumer."""
 
     def defer_events(self, deferred: bool) -> None:
-        """While `deferred`, many events may come up to two seconds late, `change` excepted: jobs run, and
-        look by themselves at what they touch."""
+        """While `deferred`, the events of a storm may come up to two seconds late: jobs run, and look by
+        themselves at what they touch."""
 
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF (a function with an SR-IOV capability) and VF, PFs first, by address."""

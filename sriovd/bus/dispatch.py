@@ -113,7 +113,8 @@ class Dispatcher:
     async def _run_verb(self, call: Call, interface: str, arguments: tuple[Value, ...]) -> tuple[Value, ...]:
         uid = await self._uid_of(call.sender)
         caller = Caller(call.sender, uid, call.interactive, call.fds)
-        return await self._handlers[interface, call.member](caller, call.path, *arguments)
+        with self._limiter.running_for(uid):
+            return await self._handlers[interface, call.member](caller, call.path, *arguments)
 
     def _finish_verb(self, call: Call, method: Method, task: asyncio.Task[tuple[Value, ...]]) -> None:
         """Reply here and not in the coroutine: a task cancelled before it first runs never enters that."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from sriovd.bus.errors import reply_for
 from sriovd.bus.paths import encode_path_element
-from sriovd.bus.tree import Tree
+from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.pci import PciAddress
@@ -129,11 +129,16 @@ class Objects:
         jobs.on_removed = self._remove_job
 
     def address_at(self, path: str) -> PciAddress:
-        """The address of the function whose object is at `path`."""
+        """The address of the function whose object is at `path`. Raises NoSuchObject: it may have gone
+        since the call came in."""
+        if path not in self._addresses:
+            raise NoSuchObject(f"there is no object '{path}'")
         return self._addresses[path]
 
     def job_at(self, path: str) -> Job:
-        """The job whose object is at `path`."""
+        """The job whose object is at `path`. Raises NoSuchObject, as above."""
+        if path not in self._jobs:
+            raise NoSuchObject(f"there is no object '{path}'")
         return self._jobs[path]
 
     def _take_change(self, change: Change) -> None:

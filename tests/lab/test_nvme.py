@@ -37,7 +37,8 @@ def test_bring_up_is_close_to_the_floor(client: Client) -> None:
     """
     client.guest.put("/root/bringup.py", BRINGUP.read_bytes())
     client.guest.run("modprobe -a vfio-pci")
-    floor, sriovd = [], []
+    floor: list[float] = []
+    sriovd: list[float] = []
     while len(floor) < ROUNDS_AT_LEAST or (len(floor) < ROUNDS_AT_MOST and sum(sriovd) > LIMIT * sum(floor)):
         floor.append(measure(client, "floor", "vfio-pci"))
         sriovd.append(measure(client, "sriovd", "vfio-pci"))

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from sriovd.backend.simulated import SimulatedBackend
 from sriovd.backend.sysfs import SysfsReader
 from sriovd.bus.connection import Connection
@@ -144,6 +146,7 @@ async def grow(backend: SimulatedBackend, count: int) -> None:
     backend.host.uevents.drain()
 
 
+@pytest.mark.alone
 @in_loop
 async def test_cost_does_not_grow(bus: PrivateBus, root: str) -> None:
     backend = SimulatedBackend(root, machine=())

@@ -2,8 +2,7 @@
 
 Rule: an event is a reason to look, so nothing but its action, its address and what a recovery needs is
 taken from it. The source is the kernel's multicast group, not udev's: no decision depends on what udev's
-rules add, and events keep coming while udevd is slow, stopped or restarted. `change`, by which the kernel
-tells of errors and their recovery, has a socket of its own: it never waits behind a storm of the others.
+rules add, and events keep coming while udevd is slow, stopped or restarted.
 
 The socket's error is fetched here and not left to pyudev, whose poll treats it as fatal. After ENOBUFS the
 kernel goes on dropping events, without a further error, until the queue has been read empty
@@ -14,14 +13,12 @@ then does a look at everything miss nothing.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import logging
 import os
 import socket
-import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pyudev
@@ -43,9 +40,6 @@ _DEFERRED_PAUSE_SEC = 2.0
 # An interface that moves to another namespace says `remove` before sysfs shows it gone (net/core/dev.c
 # __dev_change_net_namespace), and nothing afterwards: its function is looked at a second time.
 _NETDEV_MOVES_SEC = 0.5
-# Classic BPF (linux/bpf_common.h): load the byte at k; compare it with k; return k, the length to keep.
-_LOAD_BYTE, _JUMP_IF_EQUAL, _RETURN = 0x30, 0x15, 0x06
-_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python does not name it
 _PROPERTIES = ("DRIVER", "PCI_SLOT_NAME")
 # Only `change` has these (drivers/pci/pci-driver.c pci_uevent_ers), and each costs all others a search.
 _PROPERTIES_OF_CHANGE = (*_PROPERTIES, "ERROR_EVENT", "DEVICE_ONLINE")
@@ -59,61 +53,12 @@ class UeventMonitor:
         receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         subsystems: tuple[str, ...] = ("pci", NETWORK_SUBSYSTEM),
     ) -> None:
-        self._queue: deque[KernelEvent] = deque()
-        self._ready = asyncio.Event()
-        self._running = False
-        self._changes, self._others = (
-            _Subscription(receive_buffer_bytes, subsystems, changes, self._put) for changes in (True, False)
-        )
-
-    def start(self) -> None:
-        """Subscribe. Raises OSError when the kernel does not let us."""
-        self._running = True
-        self._changes.start()
-        self._others.start()
-
-    def stop(self) -> None:
-        """Unsubscribe; the iterator ends after what has been received."""
-        self._running = False
-        self._changes.stop()
-        self._others.stop()
-        self._ready.set()
-
-    def defer(self, deferred: bool) -> None:
-        """While `deferred`, the events of a storm may come late, but for `change`."""
-        self._others.defer(deferred)
-
-    async def events(self) -> AsyncIterator[KernelEvent]:
-        """Every event, `change` in the kernel's order and the others in theirs. One consumer."""
-        while True:
-            while self._queue:
-                yield self._queue.popleft()
-            if not self._running:
-                return
-            self._ready.clear()
-            await self._ready.wait()
-
-    def _put(self, event: KernelEvent) -> None:
-        self._queue.append(event)
-        self._ready.set()
-
-
-class _Subscription:
-    """A socket that hears `change` only, or all else only, so that errors do not queue behind a storm."""
-
-    def __init__(
-        self,
-        receive_buffer_bytes: int,
-        subsystems: tuple[str, ...],
-        changes: bool,
-        put: Callable[[KernelEvent], None],
-    ) -> None:
         self._receive_buffer_bytes = receive_buffer_bytes
         self._subsystems = subsystems
-        self._changes = changes
-        self._put = put
         self._monitor: Any = None
         self._socket: socket.socket | None = None
+        self._queue: deque[KernelEvent] = deque()
+        self._ready = asyncio.Event()
         self._lost_reason = ""
         self._seen_in_a_row = 0
         self._last_seen_sec = 0.0
@@ -121,7 +66,7 @@ class _Subscription:
         self._deferred = False
 
     def start(self) -> None:
-        """Subscribe. Raises OSError."""
+        """Subscribe. Raises OSError when the kernel does not let us."""
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         for subsystem in self._subsystems:
             self._monitor.filter_by(subsystem)
@@ -131,11 +76,10 @@ class _Subscription:
             _log.warning("the uevent socket keeps its small buffer: %s", error)
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
-        _attach_filter(self._socket, self._changes)
         self._resume()
 
     def stop(self) -> None:
-        """Unsubscribe."""
+        """Unsubscribe; the iterator ends after what has been received."""
         if self._pause is not None:
             self._pause.cancel()
         if self._socket is not None:
@@ -143,6 +87,7 @@ class _Subscription:
             self._socket.close()
             self._socket = None
         self._monitor = None  # closes pyudev's descriptor
+        self._ready.set()
 
     def defer(self, deferred: bool) -> None:
         """Make the pauses of a storm long, or ordinary again."""
@@ -151,7 +96,18 @@ class _Subscription:
             self._pause.cancel()
             self._pause = asyncio.get_running_loop().call_later(_STORM_PAUSE_SEC, self._resume)
 
+    async def events(self) -> AsyncIterator[KernelEvent]:
+        """Every event, in the kernel's order. One consumer."""
+        while True:
+            while self._queue:
+                yield self._queue.popleft()
+            if self._socket is None:
+                return
+            self._ready.clear()
+            await self._ready.wait()
+
     def _receive(self) -> None:
+        self._begin_count()
         for _ in range(_BATCH):
             try:
                 device = self._monitor.poll(0)
@@ -160,20 +116,34 @@ class _Subscription:
                 continue
             if device is None:
                 self._report_loss()
+                self._pause_in_a_storm()
                 break
             self._seen_in_a_row += 1
             if (event := _to_event(device)) is not None:
-                self._put(event)
+                self._queue.append(event)
                 if device.subsystem == NETWORK_SUBSYSTEM:
-                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self._put, event)
-        if not self._changes:
-            self._pause_in_a_storm()
+                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self._repeat, event)
+        else:  # there may be no more of them to wake us, and yet a loss to report
+            asyncio.get_running_loop().call_soon(self._receive_more)
+        if self._queue:
+            self._ready.set()
+
+    def _receive_more(self) -> None:
+        if self._socket is not None:
+            self._receive()
+
+    def _repeat(self, event: Uevent) -> None:
+        self._queue.append(event)
+        self._ready.set()
+
+    def _begin_count(self) -> None:
+        now_sec = asyncio.get_running_loop().time()
+        if now_sec - self._last_seen_sec > 2 * _STORM_PAUSE_SEC:
+            self._seen_in_a_row = 0
+        self._last_seen_sec = now_sec
 
     def _pause_in_a_storm(self) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() - self._last_seen_sec > 2 * _STORM_PAUSE_SEC:
-            self._seen_in_a_row = 0
-        self._last_seen_sec = loop.time()
         if self._seen_in_a_row >= _STORM_EVENTS and self._socket is not None:
             loop.remove_reader(self._socket)
             pause_sec = _DEFERRED_PAUSE_SEC if self._deferred else _STORM_PAUSE_SEC
@@ -196,27 +166,8 @@ class _Subscription:
     def _report_loss(self) -> None:
         if self._lost_reason:
             _log.warning("Events were lost: %s", self._lost_reason)
-            self._put(EventsLost(self._lost_reason))
+            self._queue.append(EventsLost(self._lost_reason))
             self._lost_reason = ""
-
-
-def _attach_filter(listener: socket.socket, changes: bool) -> None:
-    """Let the kernel drop all but the wanted events, told by the first letter of their action: `change` has
-    it for itself (lib/kobject_uevent.c kobject_actions). Raises OSError."""
-    keep, drop = (0xFFFFFFFF, 0) if changes else (0, 0xFFFFFFFF)
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (_LOAD_BYTE, 0, 0, 0),
-            (_JUMP_IF_EQUAL, 0, 1, ord("c")),
-            (_RETURN, 0, 0, keep),
-            (_RETURN, 0, 0, drop),
-        )
-    )
-    buffer = ctypes.create_string_buffer(program)
-    listener.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    )
 
 
 def _name_of_function(device: Any) -> str:  # noqa: ANN401

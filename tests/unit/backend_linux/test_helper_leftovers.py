@@ -113,11 +113,12 @@ def test_what_is_no_status_file_is_reported_and_removed(
 @pytest.mark.parametrize(
     ("pid", "start_time", "adapter"),
     [
-        (2**31 - 1, 1, "a"),  # no such process
-        (2**70, 1, "a"),  # no such number
-        (os.getpid(), 1, "a"),  # the number belongs to another process now
-        (os.getpid(), read_start_time(os.getpid()), ""),  # alive but idle
+        (2**31 - 1, 1, "a"),
+        (2**70, 1, "a"),
+        (os.getpid(), 1, "a"),
+        (os.getpid(), read_start_time(os.getpid()), ""),
     ],
+    ids=["no such process", "no such number", "number of another process by now", "alive but idle"],
 )
 def test_files_of_the_dead_and_the_idle_are_removed(
     tree: FakeTree, open_pool: OpenPool, play: Play, pid: int, start_time: int, adapter: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import time
 
+import pytest
+
 from .support import Sim
 
 ADAPTERS = 16
@@ -13,6 +15,7 @@ FACTOR = 1.5
 REPEATS = 3
 
 
+@pytest.mark.alone
 def test_cost_of_a_vf_is_flat(root: str) -> None:
     """256 VFs on an empty host against the 256 that make it 4,096; the best of some, since others use the
     machine too."""

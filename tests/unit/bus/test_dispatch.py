@@ -209,12 +209,11 @@ async def test_descriptors_of_a_result_that_cannot_be_sent_are_closed(bus: Priva
 
 @in_loop
 async def test_one_caller_may_run_only_so_many_calls_at_a_time(bus: PrivateBus) -> None:
-    limits = Limits(max_calls_per_sender=3, max_calls=4)
+    limits = Limits(max_calls_per_sender=3)
     async with (
         running_service(bus.address, limits=limits) as service,
         Client.connected(bus.address) as client,
         Client.connected(bus.address) as other,
-        Client.connected(bus.address) as third,
     ):
         waiting = [asyncio.ensure_future(client.call("Wait")) for _ in range(3)]
         await until(lambda: service.waiting == 3)
@@ -224,10 +223,28 @@ async def test_one_caller_may_run_only_so_many_calls_at_a_time(bus: PrivateBus) 
         assert (await client.call("Get", "ss", THING, "Count", interface=PROPERTIES)).body[0].value == 7
         waiting.append(asyncio.ensure_future(other.call("Wait")))
         await until(lambda: service.waiting == 4)
-        assert (await third.call("WhoAmI")).body == ["4 calls are running: try again later"]
         service.gate.set()
         assert {reply.message_type.name for reply in await asyncio.gather(*waiting)} == {"METHOD_RETURN"}
         assert (await client.call("WhoAmI")).body[0] == client.name
+
+
+@in_loop
+async def test_many_connections_are_still_one_user(bus: PrivateBus) -> None:
+    limits = Limits(max_calls_per_user=2, exempt_uid=-1)
+    async with (
+        running_service(bus.address, limits=limits) as service,
+        Client.connected(bus.address) as first,
+        Client.connected(bus.address) as second,
+        Client.connected(bus.address) as third,
+    ):
+        waiting = [asyncio.ensure_future(client.call("Wait")) for client in (first, second)]
+        await until(lambda: service.waiting == 2)
+        refused = await third.call("Wait")
+        assert refused.error_name == STANDARD + "LimitsExceeded"
+        assert refused.body == ["2 calls of yours are running: wait for one of them to end"]
+        service.gate.set()
+        await asyncio.gather(*waiting)
+        assert (await third.call("WhoAmI")).body[0] == third.name
 
 
 @in_loop

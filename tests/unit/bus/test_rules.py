@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,24 @@ def test_the_bucket_refills_with_time_and_large_calls_cost_more() -> None:
     limiter.admit("a", 9 * 1024, 1.2)
     with pytest.raises(LimitsExceeded):
         limiter.admit("a", 9 * 1024, 1.3)
+
+
+def test_tenants_together_never_keep_the_administrator_out() -> None:
+    limiter = CallLimiter(Limits(max_calls_per_user=2, max_calls=3))
+    with ExitStack() as running:
+        for uid in (1001, 1001, 1002):
+            running.enter_context(limiter.running_for(uid))
+        with pytest.raises(LimitsExceeded, match="2 calls of yours are running"), limiter.running_for(1001):
+            pass
+        with (
+            pytest.raises(LimitsExceeded, match="3 calls are running: try again"),
+            limiter.running_for(1003),
+        ):
+            pass
+        for _ in range(5):
+            running.enter_context(limiter.running_for(0))
+    with limiter.running_for(1003):
+        pass
 
 
 @settings(deadline=None)
