@@ -8,7 +8,7 @@ from tests.lab.client import NVME, Client, kernel_vfs
 
 COUNT = 120
 LIMIT = 1.25  # of the floor; 1.10 is the goal
-ROUNDS_AT_LEAST, ROUNDS_AT_MOST = 4, 16
+ROUNDS_AT_LEAST, ROUNDS_AT_MOST = 3, 16
 BRINGUP = Path(__file__).with_name("bringup.py")
 
 
