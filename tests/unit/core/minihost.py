@@ -97,6 +97,7 @@ class MiniHost:
         self.driver_states: dict[str, DriverState] = {}
         self.unreadable: set[PciAddress] = set()
         self.reads: list[PciAddress] = []
+        self.deferred: list[bool] = []
         self.scripts: list[str] = []
         self.listing_fails = False
         self._events: asyncio.Queue[KernelEvent | Exception] = asyncio.Queue()
@@ -122,7 +123,7 @@ class MiniHost:
         raise event
 
     def defer_events(self, deferred: bool) -> None:
-        pass
+        self.deferred.append(deferred)
 
     def list_functions(self) -> Sequence[PciAddress]:
         if self.listing_fails:

@@ -77,6 +77,19 @@ def test_events_of_a_busy_adapter_wait_for_the_jobs_end(address: PciAddress) -> 
     run_async(test())
 
 
+def test_a_storm_may_wait_until_the_last_job_ends() -> None:
+    async def test() -> None:
+        async with following(make_pf(), make_pf(OTHER_PF)) as rules:
+            rules.picture.begin_job(SLOT)
+            rules.picture.begin_job(str(OTHER_PF.slot))
+            rules.picture.end_job(SLOT)
+            assert set(rules.host.deferred) == {True}
+            rules.picture.end_job(str(OTHER_PF.slot))
+            assert rules.host.deferred[-1] is False
+
+    run_async(test())
+
+
 @pytest.mark.parametrize("address", ["0000:02:00.0", "0000:01:11.7", "0000:01:10.1", "0001:01:10.0"])
 def test_no_place_of_a_vf_is_not_held_back(address: str) -> None:
     """Behind the last VF, between two VFs, in another domain: none of the busy adapter's affairs."""
