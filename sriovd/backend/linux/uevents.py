@@ -129,7 +129,7 @@ class UeventMonitor:
             self._ready.set()
 
     def _receive_more(self) -> None:
-        if self._socket is not None:
+        if self._socket is not None and self._pause is None:
             self._receive()
 
     def _repeat(self, event: Uevent) -> None:
