@@ -49,6 +49,7 @@ def open_descriptors(host: DaemonProcess) -> int:
     return len(os.listdir(f"/proc/{host.pid}/fd"))
 
 
+@pytest.mark.alone
 @in_loop
 async def test_flood_of_verbs(host: DaemonProcess) -> None:
     """So many at once that one caller may not have; the others' reads are quick meanwhile."""

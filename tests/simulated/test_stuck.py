@@ -53,6 +53,7 @@ async def measure_reads(address: str, until_done: asyncio.Future[Any]) -> list[f
     return times
 
 
+@pytest.mark.alone
 @in_loop
 async def test_everybody_else_is_served(host: DaemonProcess) -> None:
     """From the write that hangs, through its deadline of 5 s, to its return."""
@@ -103,6 +104,7 @@ async def until_unstuck(client: Client) -> None:
     assert await client.get(CARD, ADAPTER, "StuckReason") == ""
 
 
+@pytest.mark.alone
 def test_daemon_ends_at_once_while_a_write_hangs(tmp_path: Path, root: str) -> None:
     with running_daemon(tmp_path, root) as daemon:
 
@@ -120,6 +122,7 @@ def test_daemon_ends_at_once_while_a_write_hangs(tmp_path: Path, root: str) -> N
         assert ended.seconds < STOP_LIMIT_S
 
 
+@pytest.mark.alone
 def test_caller_who_waits_is_told_when_the_daemon_ends(bus: PrivateBus, tmp_path: Path, root: str) -> None:
     with running_daemon(tmp_path, root, bus=bus.address) as daemon:
 

@@ -80,6 +80,7 @@ async def test_interfaces_removed_comes_once_from_the_root(bus: PrivateBus) -> N
         )  # fmt: skip
 
 
+@pytest.mark.alone
 def test_managed_objects_take_a_time_proportional_to_their_number() -> None:
     def time_for(count: int) -> float:
         tree = Tree(load_contract(CONTRACT), lambda *_: None, schedule=lambda _: None)

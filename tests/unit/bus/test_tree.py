@@ -240,6 +240,7 @@ def _apply(known: dict[str, dict[str, Any]], path: str, member: str, body: list[
         known[path][body[0]].update(body[1])
 
 
+@pytest.mark.alone
 def test_the_cost_of_a_change_does_not_depend_on_the_number_of_objects() -> None:
     def time_for(objects: int) -> float:
         tree = Tree(_CONTRACT, lambda *_: None, schedule=lambda _: None)
