@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 _ADDRESS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 _SLOT = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])", re.ASCII)
@@ -18,11 +19,11 @@ class AddressError(ValueError):
     """A text that is not a full BDF address; its message names the text and the right form."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PciAddress:
+class PciAddress(NamedTuple):
     """The address of one PCI function: domain, bus (0-255), device (0-31), function (0-7).
 
-    With ARI the device and function fields are one 8-bit number; Linux prints them split all the same.
+    With ARI the device and function fields are one 8-bit number; Linux prints them split all the same. A
+    tuple, because addresses are the keys of everything, and a dataclass computes its hash in Python.
     """
 
     domain: int

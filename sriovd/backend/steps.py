@@ -29,6 +29,7 @@ class Verb(StrEnum):
 
     SET_NUM_VFS = "set-num-vfs"
     COUNT_VFS = "count-vfs"
+    READ_VF = "read-vf"
     SET_AUTOPROBE = "set-autoprobe"
     READ_DRIVER_OVERRIDE = "read-driver-override"
     SET_DRIVER_OVERRIDE = "set-driver-override"
@@ -59,6 +60,7 @@ _DEVICE = "bus/pci/devices/{address}"
 _FORMS: dict[Verb, _Form] = {
     Verb.SET_NUM_VFS: _Form(Access.WRITE, f"{_DEVICE}/sriov_numvfs", "{argument}"),
     Verb.COUNT_VFS: _Form(Access.COUNT, f"{_DEVICE}/virtfn"),
+    Verb.READ_VF: _Form(Access.READLINK, f"{_DEVICE}/virtfn{{argument}}"),
     Verb.SET_AUTOPROBE: _Form(Access.WRITE, f"{_DEVICE}/sriov_drivers_autoprobe", "{argument}"),
     Verb.READ_DRIVER_OVERRIDE: _Form(Access.READ, f"{_DEVICE}/driver_override"),
     Verb.SET_DRIVER_OVERRIDE: _Form(Access.WRITE, f"{_DEVICE}/driver_override", "{argument}\n"),
@@ -88,7 +90,8 @@ class Step:
     """One kernel access: `verb` on the function `address` with `argument` (its meaning is the verb's).
 
     `expect`: for reading verbs, the value that must be found; anything else fails the step. READ_DRIVER
-    gives the driver's name, or the empty string when no driver is bound.
+    gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
+    there is none.
     """
 
     verb: Verb

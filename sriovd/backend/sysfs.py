@@ -4,6 +4,9 @@ from one root.
 Rule: only files whose show functions take no lock that a driver may hold are read here. That rules out
 `sriov_numvfs` and `driver_override` (device lock), `config` (waits for a reset to end) and `uevent` (takes
 the device lock on some 6.x kernels). What never changes while a device exists is read once per identity.
+
+A function is read through a descriptor of its directory: all of it is then of one device, never half of its
+successor's at the same address, and the kernel walks the long way to the directory once.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, VirtualFacts
 from sriovd.pci import AddressError, PciAddress, vf_index
@@ -67,31 +71,27 @@ class SysfsReader:
 
     def list_virtual_functions(self, pf: PciAddress) -> dict[int, PciAddress]:
         """The VFs of `pf` by index, from its virtfn links. Raises HostReadError."""
-        directory = self._directory(pf)
+        path = self._directory(pf)
         try:
-            names = [name for name in os.listdir(directory) if _VIRTFN.fullmatch(name)]
-            found = {int(name[6:]): self._link_address(f"{directory}/{name}") for name in names}
+            names = [name for name in os.listdir(path) if _VIRTFN.fullmatch(name)]
+            with _Directory(path) as directory:
+                found = {int(name[6:]): directory.link_address(name) for name in names}
         except OSError as error:
             if error.errno in _GONE:
                 return {}
-            raise _unreadable(error, directory) from error
+            raise _unreadable(error, path) from error
         return {index: address for index, address in sorted(found.items()) if address is not None}
 
     def read_function(self, address: PciAddress) -> FunctionFacts | None:
         """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
-        directory = self._directory(address)
         try:
-            parent = self._link_address(f"{directory}/physfn")
-            virtual = self._read_virtual(address, parent) if parent else None
-            physical = None if parent else self._read_physical(directory)
-            if physical is None and virtual is None:
-                return None
-            return self._read_facts(address, directory, physical, virtual)
+            with _Directory(self._directory(address)) as directory:
+                return self._read_function(address, directory)
         except OSError as error:
             if error.errno in _GONE:  # removed while it was read
                 self._forget(address)
                 return None
-            raise _unreadable(error, directory) from error
+            raise _unreadable(error, self._directory(address)) from error
 
     def driver_loaded(self, driver: str) -> bool:
         """Whether a PCI driver of that name is registered."""
@@ -108,28 +108,14 @@ class SysfsReader:
             except AddressError as error:
                 raise HostReadError(f"{self._devices}: {error}") from error
 
-    def _read_facts(
-        self,
-        address: PciAddress,
-        directory: str,
-        physical: PhysicalFacts | None,
-        virtual: VirtualFacts | None,
-    ) -> FunctionFacts:
-        static = self._read_static(address, directory, virtual.parent if virtual else None)
-        facts = self._read_changing(address, directory, static, physical, virtual)
-        if os.stat(directory).st_ino != static.identity:  # half of it is its successor's
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
-        return facts
-
-    def _read_changing(
-        self,
-        address: PciAddress,
-        directory: str,
-        static: _Static,
-        physical: PhysicalFacts | None,
-        virtual: VirtualFacts | None,
-    ) -> FunctionFacts:
-        group = _basename_of_link(f"{directory}/iommu_group")
+    def _read_function(self, address: PciAddress, directory: _Directory) -> FunctionFacts | None:
+        parent = directory.link_address("physfn")
+        virtual = self._read_virtual(address, parent, directory) if parent else None
+        physical = None if parent else _read_physical(directory)
+        if physical is None and virtual is None:
+            return None
+        static = self._read_static(address, directory, parent)
+        group = directory.basename_of_link("iommu_group")
         return FunctionFacts(
             address=address,
             identity=static.identity,
@@ -139,69 +125,61 @@ class SysfsReader:
             subsystem_device_id=static.ids.subsystem_device_id,
             class_code=static.ids.class_code,
             revision=static.ids.revision,
-            driver=_basename_of_link(f"{directory}/driver") or "",
+            driver=directory.basename_of_link("driver") or "",
             iommu_group=int(group) if group and group.isdecimal() else None,
             numa_node=static.ids.numa_node,
-            net_interfaces=_list_names(f"{directory}/net"),
-            reset_methods=tuple((_read_text(f"{directory}/reset_method", missing="") or "").split()),
+            net_interfaces=directory.names_in("net"),
+            reset_methods=tuple(directory.text_or_check("reset_method").split()),
             path=static.path,
             physical=physical,
             virtual=virtual,
         )
 
-    def _read_static(self, address: PciAddress, directory: str, parent: PciAddress | None) -> _Static:
-        identity = os.stat(directory).st_ino
+    def _read_static(self, address: PciAddress, directory: _Directory, parent: PciAddress | None) -> _Static:
+        identity = directory.identity()
         known = self._static.get(address)
         if known is not None and known.identity == identity:
             return known
-        path = os.path.normpath(os.path.join(self._devices, os.readlink(directory)))
-        static = _Static(identity, path, self._read_ids(directory, parent))
+        pf = self._static.get(parent) if parent else None
+        static = _Static(identity, self._read_path(address, pf), self._read_ids(directory, pf))
         self._static[address] = static
         return static
 
-    def _read_ids(self, directory: str, parent: PciAddress | None) -> _Ids:
+    def _read_path(self, address: PciAddress, pf: _Static | None) -> str:
+        """Where the device is. A VF is beside its PF (drivers/pci/iov.c pci_iov_add_virtfn)."""
+        if pf is not None:
+            return f"{pf.path.rpartition('/')[0]}/{address}"
+        return os.path.normpath(os.path.join(self._devices, os.readlink(self._directory(address))))
+
+    def _read_ids(self, directory: _Directory, pf: _Static | None) -> _Ids:
         """The ids in `directory`. All VFs of a PF have the same, which the kernel too reads from the first
         (drivers/pci/iov.c pci_read_vf_config_common): reading them from each of 120 VFs that are being
         made keeps the kernel from sysfs's lock, which it needs to make the next."""
-        pf = self._static.get(parent) if parent else None
         shared = self._ids_of_vfs.get(pf.identity) if pf else None
         if shared is not None:
             return shared
         ids = _Ids(
-            vendor_id=_read_number(f"{directory}/vendor", 0xFFFF),
-            device_id=_read_number(f"{directory}/device", 0xFFFF),
-            subsystem_vendor_id=_read_number(f"{directory}/subsystem_vendor", 0xFFFF),
-            subsystem_device_id=_read_number(f"{directory}/subsystem_device", 0xFFFF),
-            class_code=_read_number(f"{directory}/class", 0xFFFFFF),
-            revision=_read_number(f"{directory}/revision", 0xFF),
-            numa_node=_read_number(f"{directory}/numa_node", 0xFFFF, minimum=-1, missing=-1),
+            vendor_id=directory.number("vendor", 0xFFFF),
+            device_id=directory.number("device", 0xFFFF),
+            subsystem_vendor_id=directory.number("subsystem_vendor", 0xFFFF),
+            subsystem_device_id=directory.number("subsystem_device", 0xFFFF),
+            class_code=directory.number("class", 0xFFFFFF),
+            revision=directory.number("revision", 0xFF),
+            numa_node=directory.number("numa_node", 0xFFFF, minimum=-1, missing=-1),
         )
         if pf is not None:
             self._ids_of_vfs[pf.identity] = ids
         return ids
 
-    def _read_physical(self, directory: str) -> PhysicalFacts | None:
-        total_text = _read_text(f"{directory}/sriov_totalvfs", missing=None)
-        if total_text is None:
-            return None
-        return PhysicalFacts(
-            total_vfs=_to_number(f"{directory}/sriov_totalvfs", total_text, 0, 0xFFFF),
-            vf_offset=_read_number(f"{directory}/sriov_offset", 0xFFFF),
-            vf_stride=_read_number(f"{directory}/sriov_stride", 0xFFFF),
-            vf_device_id=_read_number(f"{directory}/sriov_vf_device", 0xFFFF, base=16),
-            drivers_autoprobe=_read_number(f"{directory}/sriov_drivers_autoprobe", 1) == 1,
-        )
-
-    def _read_virtual(self, address: PciAddress, parent: PciAddress) -> VirtualFacts | None:
+    def _read_virtual(
+        self, address: PciAddress, parent: PciAddress, directory: _Directory
+    ) -> VirtualFacts | None:
         """The VF's place under its PF, once both links of the pair exist (drivers/pci/iov.c makes virtfnN
         and physfn after the `add` uevent). The index is computed, so that its cost does not grow with the
         number of VFs, and the link confirms it; where it does not, offset and stride may have changed."""
         for refresh in (False, True):
             index = vf_index(parent, *self._read_placement(parent, refresh), address)
-            if (
-                index is not None
-                and self._link_address(f"{self._directory(parent)}/virtfn{index}") == address
-            ):
+            if index is not None and directory.link_address(f"physfn/virtfn{index}") == address:
                 return VirtualFacts(parent, index)
         return None
 
@@ -209,9 +187,9 @@ class SysfsReader:
         """First VF Offset and VF Stride of `pf`."""
         known = None if refresh else self._placements.get(pf)
         if known is None:
-            directory = self._directory(pf)
-            offset = _read_number(f"{directory}/sriov_offset", 0xFFFF)
-            known = self._placements[pf] = (offset, _read_number(f"{directory}/sriov_stride", 0xFFFF))
+            with _Directory(self._directory(pf)) as directory:
+                offset = directory.number("sriov_offset", 0xFFFF)
+                known = self._placements[pf] = (offset, directory.number("sriov_stride", 0xFFFF))
         return known
 
     def _forget(self, address: PciAddress) -> None:
@@ -223,19 +201,104 @@ class SysfsReader:
     def _directory(self, address: PciAddress) -> str:
         return f"{self._devices}/{address}"
 
-    def _link_address(self, link: str) -> PciAddress | None:
-        """The PCI function that `link` points to, or None when there is no link."""
-        name = _basename_of_link(link)
-        if name is None:
+
+class _Directory:
+    """The directory of one device, open from __enter__ to __exit__. Its methods raise OSError, with
+    ENOENT once the device is gone, and HostReadError for contents that make no sense; names are relative."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def identity(self) -> int:
+        """The inode number: a successor at the same address has another."""
+        return os.fstat(self._fd).st_ino
+
+    def basename_of_link(self, name: str) -> str | None:
+        """The last part of what a symbolic link points to, or None when there is no link."""
+        try:
+            return os.readlink(name, dir_fd=self._fd).rpartition("/")[2]
+        except FileNotFoundError:
+            return None
+
+    def link_address(self, name: str) -> PciAddress | None:
+        """The PCI function that a link points to, or None when there is no link."""
+        target = self.basename_of_link(name)
+        try:
+            return None if target is None else PciAddress.parse(target)
+        except AddressError as error:
+            raise HostReadError(f"{self.path}/{name} points to {target!r}: {error}") from error
+
+    def names_in(self, name: str) -> tuple[str, ...]:
+        """What is in a directory below, sorted; nothing if there is none."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        except FileNotFoundError:
+            return ()
+        try:
+            raw = [os.fsencode(each) for each in os.listdir(fd)]
+        finally:
+            os.close(fd)
+        return tuple(sorted(each.decode("utf-8", "backslashreplace") for each in raw))
+
+    def text(self, name: str) -> str | None:
+        """An attribute's text without its newline, None where there is none such."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        except FileNotFoundError:
             return None
         try:
-            return PciAddress.parse(name)
-        except AddressError as error:
-            raise HostReadError(f"{link} points to {name!r}: {error}") from error
+            raw = os.read(fd, _MAX_ATTRIBUTE_BYTES)
+        finally:
+            os.close(fd)
+        try:
+            return raw.decode("ascii").rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise HostReadError(f"{self.path}/{name} holds {raw[:32]!r}, which is not ASCII text") from error
+
+    def text_or_check(self, name: str) -> str:
+        """As text, empty where there is none such. To be read last: raises FileNotFoundError when the device
+        has gone since __enter__, for then what was missing before may have been missing for that."""
+        text = self.text(name)
+        if text is None:
+            os.stat("vendor", dir_fd=self._fd)
+        return text or ""
+
+    def number(
+        self, name: str, maximum: int, *, minimum: int = 0, base: int = 0, missing: int | None = None
+    ) -> int:
+        """An attribute's number; `missing` where there is none such, if given."""
+        text = self.text(name)
+        if text is not None:
+            return _to_number(f"{self.path}/{name}", text, minimum, maximum, base)
+        if missing is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.path}/{name}")
+        return missing
+
+
+def _read_physical(directory: _Directory) -> PhysicalFacts | None:
+    total_vfs = directory.number("sriov_totalvfs", 0xFFFF, missing=-1)
+    if total_vfs < 0:
+        return None
+    return PhysicalFacts(
+        total_vfs=total_vfs,
+        vf_offset=directory.number("sriov_offset", 0xFFFF),
+        vf_stride=directory.number("sriov_stride", 0xFFFF),
+        vf_device_id=directory.number("sriov_vf_device", 0xFFFF, base=16),
+        drivers_autoprobe=directory.number("sriov_drivers_autoprobe", 1) == 1,
+    )
 
 
 def _unreadable(error: OSError, directory: str) -> HostReadError:
-    return HostReadError(f"{os.fsdecode(error.filename or directory)}: {error.strerror}")
+    path = os.path.join(directory, os.fsdecode(error.filename or ""))
+    return HostReadError(f"{path.rstrip('/')}: {error.strerror}")
 
 
 def _is_there(path: str) -> bool:
@@ -246,48 +309,6 @@ def _is_there(path: str) -> bool:
     except OSError as error:
         return error.errno not in _GONE
     return True
-
-
-def _basename_of_link(link: str) -> str | None:
-    try:
-        return os.path.basename(os.readlink(link))
-    except FileNotFoundError:
-        return None
-
-
-def _list_names(directory: str) -> tuple[str, ...]:
-    try:
-        names = os.listdir(os.fsencode(directory))
-    except FileNotFoundError:
-        return ()
-    return tuple(sorted(name.decode("utf-8", "backslashreplace") for name in names))
-
-
-def _read_text(path: str, *, missing: str | None) -> str | None:
-    """The text of a sysfs attribute without its newline. Raises HostReadError for what is not ASCII."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return missing
-    try:
-        raw = os.read(fd, _MAX_ATTRIBUTE_BYTES)
-    finally:
-        os.close(fd)
-    try:
-        return raw.decode("ascii").rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise HostReadError(f"{path} holds {raw[:32]!r}, which is not ASCII text") from error
-
-
-def _read_number(
-    path: str, maximum: int, *, minimum: int = 0, base: int = 0, missing: int | None = None
-) -> int:
-    text = _read_text(path, missing=None)
-    if text is None:
-        if missing is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return missing
-    return _to_number(path, text, minimum, maximum, base)
 
 
 def _to_number(path: str, text: str, minimum: int, maximum: int, base: int = 0) -> int:

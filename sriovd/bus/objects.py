@@ -6,6 +6,7 @@ Rule: reads core, writes the tree, decides nothing. A change in core becomes a c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from sriovd.bus.errors import reply_for
@@ -26,14 +27,18 @@ VIRTUAL_FUNCTION = "org.sriovd1.VirtualFunction"
 JOB = "org.sriovd1.Job"
 SIMULATOR_INTERFACE = "org.sriovd1.Simulator"
 
+_PATHS_KEPT = 1024
+
 Interfaces = dict[str, Mapping[str, Any]]
 
 
+@lru_cache(maxsize=_PATHS_KEPT)
 def function_path(address: PciAddress) -> str:
-    """The object of the function at `address`."""
+    """The object of the function at `address`. Remembered: every VF names its PF's."""
     return f"{ROOT}/function/{encode_path_element(str(address))}"
 
 
+@lru_cache(maxsize=_PATHS_KEPT)
 def adapter_path(slot: str) -> str:
     """The object of the card in `slot`."""
     return f"{ROOT}/adapter/{encode_path_element(slot)}"

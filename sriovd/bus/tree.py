@@ -69,7 +69,7 @@ class Tree:
         self._schedule = schedule or asyncio.get_running_loop().call_soon
         self._blocks = {name: InterfaceBlock(interface) for name, interface in contract.interfaces.items()}
         self._objects: dict[str, dict[str, dict[str, Value]]] = {}
-        self._children: dict[str, dict[str, int]] = {}  # node -> child's name -> objects at and below it
+        self._children: dict[str, set[str]] = {}  # node -> the names of the nodes right below it
         self._pending: dict[str, _Pending] = {}
 
     def __contains__(self, path: object) -> bool:
@@ -86,14 +86,14 @@ class Tree:
             raise ContractMismatch(f"'{path}' is {problem}")
         encoded = self._encode_complete(path, interfaces)
         self._objects[path] = {name: dict(values) for name, values in interfaces.items()}
-        self._count(path, 1)
+        self._grow(path)
         self._touch(path, frozenset()).encoded = encoded
 
     def remove(self, path: str) -> None:
         """The object is gone. Raises NoSuchObject."""
         announced = frozenset(self._interfaces(path))
         del self._objects[path]
-        self._count(path, -1)
+        self._prune(path)
         pending = self._touch(path, announced)
         pending.replaced = True
         pending.old.clear()
@@ -280,15 +280,21 @@ class Tree:
             self._schedule(self.flush)
         return self._pending.setdefault(path, _Pending(announced))
 
-    def _count(self, path: str, step: int) -> None:
-        """Keep the number of objects at and below each node on the way to `path`."""
+    def _grow(self, path: str) -> None:
+        """Make the nodes on the way to `path` that are not there yet."""
         while path != "/":
+            parent, name = parent_of(path), path.rpartition("/")[2]
+            siblings = self._children.setdefault(parent, set())
+            if name in siblings:
+                return
+            siblings.add(name)
+            path = parent
+
+    def _prune(self, path: str) -> None:
+        """Take away the nodes on the way to `path` that nothing needs any more."""
+        while path != "/" and path not in self._objects and path not in self._children:
             parent = parent_of(path)
-            siblings = self._children.setdefault(parent, {})
-            name = path.rpartition("/")[2]
-            siblings[name] = siblings.get(name, 0) + step
-            if not siblings[name]:
-                del siblings[name]
-            if not siblings:
+            self._children[parent].remove(path.rpartition("/")[2])
+            if not self._children[parent]:
                 del self._children[parent]
             path = parent

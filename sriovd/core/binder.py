@@ -60,12 +60,6 @@ class Binder:
         self._lift(functions)
         return Changed(f"Bound {_name(open_ones)} to {driver}")
 
-    async def bind_new(self, job: Job, pf: Function, vfs: Sequence[PciAddress], driver: str) -> None:
-        """Bind the VFs of `pf` that have just been made and are on no driver yet. Raises as bind_all."""
-        bindings = [Binding(vf, "", driver) for vf in vfs]
-        quiet_pf = _quiet_pf(self._inventory.get(pf.address), driver)
-        await self._bind_or_undo(job, pf.adapter, bindings, quiet_pf)
-
     async def _bind_or_undo(
         self, job: Job, adapter: str, bindings: list[Binding], quiet_pf: FunctionFacts | None
     ) -> None:

@@ -63,6 +63,10 @@ class Job:
     def enter(self, stage: str, progress: float | None = None) -> None:
         """Begin a stage. Raises Cancelled if that was asked for: between stages nothing is half done."""
         self.heed_cancel(stage)
+        self.show(stage, progress)
+
+    def show(self, stage: str, progress: float | None = None) -> None:
+        """Say that a stage has begun."""
         self.state, self.stage = JobState.RUNNING, stage
         self.progress = max(self.progress, progress or 0.0)
         self.on_change(self)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sriovd.backend.steps import StepResult, Verb
+from sriovd.backend.steps import ChainResult, StepResult, Verb
 from sriovd.core.errors import (
     BackendFailed,
     BindFailed,
@@ -107,6 +107,13 @@ def explain(result: StepResult) -> SriovdError:
         return _explain_unknown(result)
     values = {"address": str(step.address), "argument": step.argument}
     return meaning.error(meaning.message.format_map(values), meaning.hint)
+
+
+def raise_first_failure(results: Iterable[ChainResult]) -> None:
+    """Raise the typed error for the first chain that failed, if one did."""
+    for result in results:
+        if result.failure is not None:
+            raise explain(result.failure)
 
 
 def _explain_mismatch(result: StepResult) -> SriovdError:

@@ -13,14 +13,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sriovd.backend.base import Backend
-from sriovd.backend.steps import ChainResult, Script
+from sriovd.backend.steps import Script
 from sriovd.core import rules, scripts
 from sriovd.core.binder import Binder
-from sriovd.core.errors import InvalidArgument, NumVfsRejected, SriovdError, Stuck
+from sriovd.core.creator import Creator
+from sriovd.core.errors import InvalidArgument
 from sriovd.core.execute import HOST, Executor
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job, JobRegistry
-from sriovd.core.kernel_errors import explain
+from sriovd.core.kernel_errors import raise_first_failure
 from sriovd.core.picture import Picture
 from sriovd.core.results import Changed, Created, Result, Unchanged
 from sriovd.core.scripts import DEFAULT, NONE
@@ -52,8 +53,8 @@ class Lifecycle:
         self._picture = picture
         self._executor = executor
         self._binder = Binder(backend, inventory, picture, executor)
+        self._creator = Creator(inventory, picture, executor, self._binder)
         self._jobs = jobs
-        self._quieted: set[PciAddress] = set()  # PFs whose sriov_drivers_autoprobe we have turned off
 
     def set_num_vfs(self, pf: PciAddress, count: int, options: CountOptions, requester: str) -> Job:
         """Give `pf` exactly `count` VFs. Raises NumVfsRejected, InvalidArgument, NoSuchFunction, Stuck."""
@@ -143,9 +144,9 @@ class Lifecycle:
             if have:
                 await refuse_used(self._backend, self._vfs(pf), options.force)
                 job.enter("destroying the VFs", 0.1)
-                await self._destroy_vfs(function, have)
+                await self._creator.destroy(function, have)
                 return Changed(f"Destroyed the {have} VFs of {pf}")
-            made = await self._create_vfs(job, function, count, options)
+            made = await self._creator.create(job, function, count, options.driver, options.allow_short)
             return Created(f"{made} VFs of {pf}" + (f" on {options.driver}" if options.driver else ""))
 
     async def _keep_vfs(self, job: Job, pf: Function, count: int, options: CountOptions) -> Result:
@@ -153,66 +154,6 @@ class Lifecycle:
             vfs = [vf.address for vf in self._vfs(pf.address)]
             return await self._binder.bind_all(job, pf.adapter, vfs, options.driver, options.force)
         return Unchanged(f"{pf.address} has {count} VFs")
-
-    async def _create_vfs(self, job: Job, pf: Function, count: int, options: CountOptions) -> int:
-        """New VFs, bound if asked for; all or nothing. How many there are."""
-        job.enter(f"making {count} VFs", 0.1)
-        try:
-            vfs = await self._write_count(pf, count)
-            if len(vfs) < count and not options.allow_short:
-                raise NumVfsRejected(
-                    f"The PF driver of {pf.address} made {len(vfs)} VFs of {count}.",
-                    f"Ask for {len(vfs)}, or give the option allow-short.",
-                )
-            await self._show_new_vfs(job, pf, vfs, options.driver)
-        except Stuck:
-            raise
-        except SriovdError as error:
-            await self._take_back_vfs(pf, error)
-            raise
-        return len(vfs)
-
-    async def _write_count(self, pf: Function, count: int) -> Sequence[PciAddress]:
-        """Make `count` VFs; the addresses of those that came."""
-        if scripts.probes_vfs(pf.facts):
-            self._quieted.add(pf.address)
-        script = scripts.create_script(pf.facts, count)
-        try:
-            self._raise_first_failure(await self._executor.run(pf.adapter, script, vf_count=count))
-        except SriovdError:
-            await self._picture.look_after_job(pf.adapter, self._picture.family(pf.address))
-            raise
-        return self._picture.list_vfs(pf.address)
-
-    async def _show_new_vfs(self, job: Job, pf: Function, vfs: Sequence[PciAddress], driver: str) -> None:
-        """Let the new VFs appear: bound, where a driver is asked for, so that each is read only once, while
-        the kernel is busy with the next. A PF on vfio-pci has its VFs bound by the kernel: they are read
-        first."""
-        if driver and vfs and pf.facts.driver != "vfio-pci":
-            await self._picture.look_after_job(pf.adapter, [pf.address])
-            await self._binder.bind_new(job, pf, vfs, driver)
-            return
-        await self._picture.look_after_job(pf.adapter, [*vfs, pf.address])
-        if driver and vfs:
-            await self._binder.bind_all(job, pf.adapter, vfs, driver, force=False)
-
-    async def _take_back_vfs(self, pf: Function, error: SriovdError) -> None:
-        """Destroy what was made before `error`; its hint says so when that fails too."""
-        made = len(self._picture.list_vfs(pf.address))
-        try:
-            if made or pf.address in self._quieted:
-                await self._destroy_vfs(pf, made)
-        except SriovdError as failure:
-            error.hint += f" The {made} VFs made could not be destroyed: {failure.message}"
-
-    async def _destroy_vfs(self, pf: Function, have: int) -> None:
-        script = scripts.destroy_script(pf.facts, have, pf.address in self._quieted)
-        try:
-            results = await self._executor.run(pf.adapter, script, vf_count=have)
-        finally:
-            await self._picture.look_after_job(pf.adapter, self._picture.family(pf.address))
-        self._raise_first_failure(results)
-        self._quieted.discard(pf.address)
 
     async def _bind(self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool) -> Result:
         adapter = self._inventory.get(addresses[0]).adapter
@@ -262,7 +203,7 @@ class Lifecycle:
         async with self._executor.lane(HOST, exclusive=True):
             before = set(self._inventory.functions)
             job.enter("rescanning the PCI buses", 0.1)
-            self._raise_first_failure(await self._executor.run(HOST, scripts.rescan_script()))
+            raise_first_failure(await self._executor.run(HOST, scripts.rescan_script()))
             await self._picture.rescan()
             found = set(self._inventory.functions) - before
             return Created(f"{len(found)} functions") if found else Unchanged("the rescan found nothing new")
@@ -288,12 +229,7 @@ class Lifecycle:
             results = await self._executor.run(adapter, script, vf_count=vf_count)
         finally:
             await self._picture.look_after_job(adapter, family)
-        self._raise_first_failure(results)
-
-    def _raise_first_failure(self, results: Sequence[ChainResult]) -> None:
-        for result in results:
-            if result.failure is not None:
-                raise explain(result.failure)
+        raise_first_failure(results)
 
     def _vfs(self, pf: PciAddress) -> list[Function]:
         return [self._inventory.get(vf) for _, vf in sorted(self._inventory.vfs_of(pf).items())]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sriovd.backend.base import FunctionFacts
-from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
-from sriovd.pci import PciAddress
+from sriovd.backend.steps import Chain, ChainResult, Script, Step, StepResult, Verb
+from sriovd.pci import AddressError, PciAddress, vf_address
 
 DEFAULT = "default"  # the driver that the kernel would choose
 NONE = "none"  # no driver, and none shall come
@@ -105,16 +105,53 @@ def _driver_after(binding: Binding, done: ChainResult) -> str:
     return "" if unbound or not binding.current else binding.current
 
 
-def create_script(pf: FunctionFacts, count: int) -> Script:
-    """From no VFs to `count`, with no driver let near them.
+def create_script(pf: FunctionFacts, count: int, driver: str = "") -> Script:
+    """From no VFs to `count`, with no driver let near them; bound to `driver`, if given, where
+    _places_to_bind() tells their places.
 
     A driver that waits for its PF blocks the write for seconds per VF. The flag stays off as long as the VFs
     live: udev loads their driver's module when it hears of them, and a driver that registers late takes
     every VF that it may (drivers/base/bus.c bus_add_driver).
     """
     quiet = (Step(Verb.SET_AUTOPROBE, pf.address, "0"),) if probes_vfs(pf) else ()
-    write = Step(Verb.SET_NUM_VFS, pf.address, str(count))
-    return Script(f"setting {count} VFs on {pf.address}", (Chain(pf.address, (*quiet, write)),))
+    make = (*quiet, Step(Verb.SET_NUM_VFS, pf.address, str(count)))
+    title, vfs = f"setting {count} VFs on {pf.address}", _places_to_bind(pf, count, driver)
+    if not vfs:
+        return Script(title, (Chain(pf.address, make),))
+    look = (_look_for_vf(pf, 0, vfs[0]), _look_for_vf(pf, count - 1, vfs[-1]))
+    binds = (_bind_new_chain(vf, driver) for vf in vfs)
+    return Script(title, (Chain(pf.address, (*make, *look)), *binds), stop_on_failure=True)
+
+
+def is_elsewhere(result: StepResult) -> bool:
+    """Whether a create_script went no further because the VFs are not where they were computed, or fewer."""
+    return result.step.verb is Verb.READ_VF and result.mismatch
+
+
+def _places_to_bind(pf: FunctionFacts, count: int, driver: str) -> list[PciAddress]:
+    """Where the VFs will be that the script that makes them can also bind. None, where they have to be
+    looked at first or once more: a PF on vfio-pci has its VFs bound by the kernel, and not every driver
+    settles_at_once."""
+    if not driver or not settles_at_once(driver) or pf.driver == "vfio-pci" or pf.physical is None:
+        return []
+    offset, stride = pf.physical.vf_offset, pf.physical.vf_stride
+    try:
+        return [vf_address(pf.address, offset, stride, index) for index in range(count)]
+    except AddressError:
+        return []
+
+
+def _look_for_vf(pf: FunctionFacts, index: int, vf: PciAddress) -> Step:
+    """See that VF `index` is at `vf`. That of the first and the last tells of all, because their places are
+    linear; a PF may change First VF Offset and VF Stride with its number of VFs (PCIe 9.3.3.9)."""
+    return Step(Verb.READ_VF, pf.address, str(index), expect=str(vf))
+
+
+def _bind_new_chain(vf: PciAddress, driver: str) -> Chain:
+    """Bind what has just been made: it is on no driver and has no override. Whether that came true, the
+    kernel's answer tells for these drivers; whoever runs the script looks at the VF anyway."""
+    override = Step(Verb.SET_DRIVER_OVERRIDE, vf, driver)
+    return Chain(vf, (override,) if driver == NONE else (override, Step(Verb.BIND, vf, driver)))
 
 
 def destroy_script(pf: FunctionFacts, have: int, restore_autoprobe: bool) -> Script:

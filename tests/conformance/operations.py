@@ -40,6 +40,7 @@ from tests.conformance.steps import (
     probe,
     read_driver,
     read_override,
+    read_vf,
     remove,
     rescan_port,
     reset,
@@ -171,6 +172,11 @@ SCENARIOS = (
     Scenario("numvfs-nvme", "another PF: other offsets, a driver that allows them all", (
         make_vfs(NVME, 3), ListVfs(NVME), Look(NVME_VF), Look(NVME), set_vfs(NVME, "128", "127x", "4"),
         set_vfs(NVME, "0"), Look(NVME),
+    )),
+    Scenario("vf-places", "which VF is where, and that there are no more", (
+        each(read_vf(IGB0, 0), read_vf(NOWHERE, 0)),
+        make_vfs(IGB0, 7), make_vfs(NVME, 5),
+        each(*(read_vf(pf, index) for pf, index in ((IGB0, 0), (IGB0, 6), (IGB0, 7), (NVME, 4), (NVME, 5)))),
     )),
     Scenario("numvfs-elsewhere", "a NVME_VF, a port and nothing asked for VFs", (
         make_vfs(NVME, 1), set_vfs(NVME_VF, "1", "0"), set_vfs(PORT, "1"), set_vfs(NOWHERE, "1"),

@@ -52,6 +52,10 @@ def count_vfs(address: PciAddress) -> Step:
     return Step(Verb.COUNT_VFS, address)
 
 
+def read_vf(pf: PciAddress, index: int) -> Step:
+    return Step(Verb.READ_VF, pf, str(index))
+
+
 def set_reset_method(address: PciAddress, value: str) -> Step:
     return Step(Verb.SET_RESET_METHOD, address, value)
 

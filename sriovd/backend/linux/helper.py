@@ -23,10 +23,11 @@ _PLAIN = bytes(char if 32 <= char < 127 and char not in b'"\\' else ord("?") for
 _LENGTH_BYTES = 4
 _ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 _ALLOWED = "bus/pci/"
-_FLUSH_NSEC = 100_000_000
+_FLUSH_NSEC = 30_000_000
 
 # On a slow machine every message wakes the daemon for several milliseconds, on a processor that the kernel
-# could use for the next bind (5 ms to pci-stub, 25 ms to vfio-pci). So results are held back and share one.
+# could use for the next bind. So results are held back and share one, but not for longer than the daemon may
+# take when the last bind is done.
 
 TYPE_CHECKING = False  # as typing's, without the cost of importing it
 if TYPE_CHECKING:
@@ -34,12 +35,11 @@ if TYPE_CHECKING:
 
     StepReply = tuple[int, str, int]  # errno, value, microseconds
     StepOrder = tuple[str, str, str, bytes, str | None]  # label, access, path, data, expect
-    ScriptOrder = tuple[
-        Literal["script"], bool, list[list[StepOrder]]
-    ]  # the flag: stop at the first failure
+    ScriptOrder = tuple[Literal["script"], bool, int]  # stop at the first failure?, number of chains
+    ChainsOrder = tuple[Literal["chains"], list[list[StepOrder]]]  # the next of a script's chains
     HoldersOrder = tuple[Literal["holders"], str, list[str]]  # label, absolute paths
     StopOrder = tuple[Literal["stop"]]  # begin no further chain
-    Order = ScriptOrder | HoldersOrder | StopOrder
+    Order = ScriptOrder | ChainsOrder | HoldersOrder | StopOrder
     HolderReply = tuple[list[tuple[str, int, str]], int]  # (path, pid, comm) each; processes unreadable
 
 
@@ -69,8 +69,8 @@ def unframe(buffer: bytearray) -> object:
 
 def is_allowed(path: str) -> bool:
     """Whether `path` stays below the PCI bus's directory: whatever argument was made part of it."""
-    odd_parts = {"", ".", ".."}.intersection(path.split("/"))
-    return path.startswith(_ALLOWED) and path.isascii() and path.isprintable() and not odd_parts
+    plain = path.isascii() and path.isprintable() and not path.endswith("/")
+    return path.startswith(_ALLOWED) and plain and "//" not in path and "/." not in path
 
 
 def _write(path: str, data: bytes) -> str:
@@ -120,58 +120,71 @@ class Helper:
         self._status_path = f"{status_directory}/{os.getpid()}.json"
         self._status_fd = -1
         self._buffer = bytearray()
+        self._blocks = True  # whether standard input does
 
     def serve(self) -> None:
-        """Do jobs until the daemon closes the socket or is gone."""
-        while (job := self._receive()) is not None:
+        """Do jobs until the daemon closes the socket or is gone: then EOFError is raised."""
+        while True:
+            order = self._receive()
             if self._status_fd < 0:  # the daemon has made the file by the time of the first job
                 self._status_fd = _open_status(self._status_path)
-            if job[0] != "stop":  # else it came after the end of the script that it meant
-                self._send(("done", self._do(job)))
+            if order[0] == "holders":
+                _, label, paths = order
+                self._report(label, time.monotonic_ns() // 1000)
+                self._send(("done", find_holders(frozenset(paths))))
+            elif order[0] == "script":
+                _, stop_on_failure, count = order
+                self._run_script(stop_on_failure, count)
+                self._send(("done", None))
+            # else it came after the end of the script that it meant
 
-    def _do(self, job: "ScriptOrder | HoldersOrder") -> object:
-        if job[0] == "holders":
-            _, label, paths = job
-            self._report(label, time.monotonic_ns() // 1000)
-            return find_holders(frozenset(paths))
-        _, stop_on_failure, chains = job
-        self._run_script(stop_on_failure, chains)
-        return None
-
-    def _receive(self) -> "Order | None":
+    def _receive(self) -> "Order":
         while (message := unframe(self._buffer)) is None:
-            data = os.read(0, 65536)
-            if not data:
-                return None
-            self._buffer += data
+            self._read()
         return message  # type: ignore[return-value]  # as runs.py makes it
 
-    def _is_stopped(self) -> bool:
-        """Whether the daemon has said so since the script came. Exits when there is no daemon any more."""
-        os.set_blocking(0, False)
+    def _read(self, *, block: bool = True) -> None:
+        """Take in what has come: without `block`, that may be nothing. Raises EOFError at the end."""
+        self._let_block(block)
         try:
             data = os.read(0, 65536)
         except BlockingIOError:
-            return False
-        finally:
-            os.set_blocking(0, True)
+            return
         if not data:
-            sys.exit(0)
+            raise EOFError
         self._buffer += data
-        return unframe(self._buffer) is not None  # nothing else is said during a script
+
+    def _let_block(self, block: bool) -> None:
+        if block is not self._blocks:
+            os.set_blocking(0, block)
+            self._blocks = block
+
+    def _may_begin(self, index: int, chains: "list[list[StepOrder]]") -> bool:
+        """Wait until chain `index` is among `chains`; False when the daemon has said to stop."""
+        self._read(block=False)
+        while True:
+            while (message := unframe(self._buffer)) is not None:
+                if message[0] == "stop":  # type: ignore[index]  # an Order
+                    return False
+                chains += message[1]  # type: ignore[index]  # nothing else is said during a script
+            if index < len(chains):
+                return True
+            self._read()
 
     def _send(self, message: object) -> None:
+        self._let_block(True)
         data = frame(message)
         while data:
             data = data[os.write(0, data) :]
 
-    def _run_script(self, stop_on_failure: bool, chains: "list[list[StepOrder]]") -> None:
+    def _run_script(self, stop_on_failure: bool, count: int) -> None:
+        chains: list[list[StepOrder]] = []
         batch: list[tuple[int, list[StepReply]]] = []
         flushed = time.monotonic_ns()
-        for index, orders in enumerate(chains):
-            if self._is_stopped():
+        for index in range(count):
+            if not self._may_begin(index, chains):
                 break
-            replies, ok = self._run_chain(orders)
+            replies, ok = self._run_chain(chains[index])
             batch.append((index, replies))
             if time.monotonic_ns() - flushed >= _FLUSH_NSEC:
                 self._send(("results", batch))
@@ -245,7 +258,7 @@ def _main() -> None:
     root, status_directory = sys.argv[1:]
     try:
         Helper(root, status_directory).serve()
-    except (BrokenPipeError, ConnectionResetError):  # the daemon is gone
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the daemon is gone
         sys.exit(0)
 
 

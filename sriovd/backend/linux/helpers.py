@@ -8,10 +8,11 @@ kernel for ever, and other adapters must not pay for it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,13 @@ from sriovd.backend.linux.runs import HolderScan, Job, ScriptRun
 from sriovd.backend.steps import ChainResult, Script
 
 if TYPE_CHECKING:  # helper.py defines no types at run time
-    from sriovd.backend.linux.helper import HolderReply
+    from sriovd.backend.linux.helper import HolderReply, Order
 
 AnyJob = Job[Any]
 _log = logging.getLogger(__name__)
 WARM = 2  # helpers started in advance, and again after one is lost
 MAX_IDLE = 4  # helpers kept after work
+ORDERS_AT_ONCE = 2  # a script's beginning and its first chain
 CAP = 32  # at work at once, the abandoned not counted
 
 
@@ -134,9 +136,19 @@ class HelperPool:
         helper.on_message = partial(self._hear, job)
         helper.on_death = partial(self._bury, job)
         helper.status.write_begin(job.adapter, job.title)
-        helper.send(job.order())
+        self._tell(job, helper, job.orders())
         # One in reserve is enough while work is under way: starting more would compete with it for the CPU.
         asyncio.get_running_loop().call_soon(self._warm, 1)
+
+    def _tell(self, job: AnyJob, helper: HelperProcess, orders: Iterator[Order]) -> None:
+        """Give the helper what it needs to begin, and the rest while it works, in turn with others."""
+        if self._busy.get(job) is not helper and self._abandoned.get(job) is not helper:
+            return  # done already
+        batch = tuple(itertools.islice(orders, ORDERS_AT_ONCE))
+        for order in batch:
+            helper.send(order)
+        if batch:
+            asyncio.get_running_loop().call_soon(self._tell, job, helper, orders)
 
     def _hear(self, job: AnyJob, kind: str, payload: object) -> None:
         if kind == "done":

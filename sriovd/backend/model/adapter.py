@@ -171,7 +171,7 @@ class Adapter:
         )
 
     def _build_pf(self, number: int) -> PhysicalFunctionModel:
-        address = replace(self.address, function=number)
+        address = self.address._replace(function=number)
         layout, profile = pf_layout(self.profile, number)
         sriov = sriov_profile(profile)
         last = max(row.offset + row.stride * (sriov.total_vfs - 1) for row in sriov.routings)

@@ -80,7 +80,7 @@ _DEVICE_SHOWS: dict[str, tuple[Verb | None, DeviceShow]] = {
     "sriov_vf_total_msix": (None, _show_total_msix),
     "driver_override": (Verb.READ_DRIVER_OVERRIDE, _show_override),
 }
-_LINK_VERBS = {"driver": Verb.READ_DRIVER}
+_LINK_VERBS = {"driver": Verb.READ_DRIVER, "virtfn": Verb.READ_VF}  # by their names without a number
 _COUNT_VERBS = {"virtfn": Verb.COUNT_VFS}
 
 _DEVICE_LOCKED = frozenset({
@@ -197,9 +197,9 @@ class SimulatedKernel:
             return (yield from self._read(self._resolve(path, os.R_OK)))
         directory, _, name = path.rpartition("/")
         verbs = _LINK_VERBS if access is Access.READLINK else _COUNT_VERBS
-        address = _address_in(directory)
+        verb, address = verbs.get(name.rstrip("0123456789")), _address_in(directory)
         look = _read_link if access is Access.READLINK else _count
-        return (yield from self._guard(verbs.get(name), address, lambda: look(self.host, directory, name)))
+        return (yield from self._guard(verb, address, lambda: look(self.host, directory, name)))
 
     def _write(self, target: Target, data: bytes) -> Rule[None]:
         if not data:  # fs/sysfs/file.c sysfs_kf_write: nothing is done for nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sriovd.backend.base import Run
     from sriovd.backend.linux.helpers import HelperPool
     from tests.unit.backend_linux.conftest import FakeTree, MakeScript, OpenPool, Play, WaitUntil
+
+RESCAN = (("script", False, 1), ("chains", [[("rescan", "write", "bus/pci/rescan", b"1", None)]]))
 
 
 def _ignore(_result: object) -> None:
@@ -125,7 +128,8 @@ def test_a_stop_that_comes_too_late_does_not_concern_the_next_script(
 
             process.on_message = listen
             process.send(("stop",))
-            process.send(("script", False, [[("rescan", "write", "bus/pci/rescan", b"1", None)]]))
+            for message in RESCAN:
+                process.send(message)
             await done.wait()
             process.forget(remove_status=True)
 
@@ -238,6 +242,7 @@ def test_no_descriptor_leaks(
     count = make_script((Step(Verb.COUNT_VFS, tree.function),))
 
     async def story() -> None:
+        gc.collect()  # what tests before this one have left must not vanish in between
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
             async with open_pool() as pool:
@@ -265,7 +270,7 @@ def test_no_chain_is_begun_without_a_daemon(tree: FakeTree) -> None:
     with subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True) as process:
         theirs.close()
         process.send_signal(signal.SIGSTOP)  # so that it finds the script and the end at once
-        ours.send(helper.frame(("script", False, [[("rescan", "write", "bus/pci/rescan", b"1", None)]])))
+        ours.send(b"".join(map(helper.frame, RESCAN)))
         ours.close()
         process.send_signal(signal.SIGCONT)
         assert process.wait(20) == 0

@@ -173,6 +173,26 @@ def test_a_large_script_and_one_without_chains(
     play(story())
 
 
+def test_what_a_stopped_script_had_still_to_say_is_not_taken_for_the_next_ones(
+    tree: FakeTree, open_pool: OpenPool, play: Play, make_script: MakeScript
+) -> None:
+    count = Step(Verb.COUNT_VFS, tree.function)
+    long = make_script(*(((count,),) * 1000))
+    written = tree.add_file("bus/pci/rescan")
+    seen: list[ChainResult] = []
+
+    async def story() -> None:
+        async with open_pool(cap=1) as pool:
+            run = pool.run("slot", long, seen.append)
+            run.stop()
+            assert len(await run.finished) < 1000
+            (result,) = await pool.run("slot", make_script((Step(Verb.RESCAN_BUS),)), seen.append).finished
+            assert (result.ok, result.results[0].step.verb) == (True, Verb.RESCAN_BUS)
+
+    play(story())
+    assert written.read_text() == "1"
+
+
 def test_a_slow_chain_is_reported_while_the_next_one_hangs(
     tree: FakeTree, open_pool: OpenPool, play: Play, make_script: MakeScript, wait_until: WaitUntil
 ) -> None:

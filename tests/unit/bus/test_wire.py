@@ -21,7 +21,7 @@ from sriovd.bus.message import (
     read_prologue,
 )
 from sriovd.bus.signature import SignatureError, Variant, parse_signature, parse_single
-from sriovd.bus.wire import Fd, WireError, close_fds, encode_body
+from sriovd.bus.wire import Buffer, Fd, WireError, close_fds, encode_body, entry_writer
 
 from .support import decode_message
 
@@ -181,3 +181,30 @@ def test_owned_descriptors_of_unsent_values_are_closed() -> None:
 
 def test_numbers_keep_their_sign_and_size() -> None:
     assert _decode("nixd", [-1, -2, -3, math.pi]).body == [-1, -2, -3, math.pi]
+
+
+def test_a_remembered_entry_is_the_same_in_every_place() -> None:
+    for signature, values in {
+        "s": ("a", "a", "bb", "a"),
+        "b": (True, True, False),
+        "u": (1, 1, 2),
+        "as": (["a"], ["a"], []),
+        "(ub)": ((1, True), (1, True)),
+    }.items():
+        write = entry_writer("Name", signature)
+        for lead in range(9):
+            for value in values:
+                buffer, fresh = Buffer(), Buffer()
+                for each in (buffer, fresh):
+                    each += bytes(lead)
+                write(buffer, value)
+                entry_writer("Name", signature)(fresh, value)
+                assert buffer == fresh
+
+
+def test_what_is_equal_in_python_only_is_not_taken_for_the_remembered_value() -> None:
+    write = entry_writer("Name", "u")
+    write(Buffer(), 1)
+    for wrong in (True, 1.0):
+        with pytest.raises(WireError, match="Name"):
+            write(Buffer(), wrong)

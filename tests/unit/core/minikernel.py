@@ -108,6 +108,7 @@ class MiniKernel:
         return {
             Verb.SET_NUM_VFS: self._set_num_vfs,
             Verb.COUNT_VFS: lambda step: str(len(self.vfs_of(_address(step)))),
+            Verb.READ_VF: lambda step: str(self.vfs_of(_address(step)).get(int(step.argument), "")),
             Verb.SET_AUTOPROBE: self._set_autoprobe,
             Verb.READ_DRIVER_OVERRIDE: lambda step: self.overrides.get(_address(step)) or "(null)",
             Verb.SET_DRIVER_OVERRIDE: self._set_override,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sriovd.backend.base import Holder
-from sriovd.backend.steps import Verb
+from sriovd.backend.steps import Chain, ChainResult, Step, Verb
 from sriovd.core.errors import (
     BindFailed,
     InUse,
@@ -18,8 +18,8 @@ from sriovd.core.errors import (
 )
 from sriovd.core.jobs import JobState
 from sriovd.core.lifecycle import CountOptions
-from tests.unit.core.minihost import run_async, until
-from tests.unit.core.minikernel import OTHER_PF, PF, make_vf
+from tests.unit.core.minihost import Rules, run_async, settle, until
+from tests.unit.core.minikernel import OTHER_PF, PF, make_pf, make_vf
 from tests.unit.core.verbs import (
     SLOT,
     VFS,
@@ -75,6 +75,40 @@ def test_vfs_are_bound_on_the_way_if_asked_for() -> None:
         job = await set_num_vfs(rules, 7, driver="vfio-pci")
         assert outcome(job) == (JobState.DONE, f"Created 7 VFs of {PF} on vfio-pci.")
         assert {rules.kernel.driver(vf) for vf in VFS} == {"vfio-pci"}
+
+    run_async(test())
+
+
+@pytest.mark.parametrize("driver", ["vfio-pci", "none"])
+@pytest.mark.parametrize("stale", [{"vf_stride": 1}, {"vf_stride": 0}, {"vf_offset": 2}, {"vf_offset": 0}])
+def test_vfs_that_are_elsewhere_than_computed_are_bound_where_they_are(
+    stale: dict[str, int], driver: str
+) -> None:
+    async def test() -> None:
+        rules = Rules(make_pf(PF, 1, "igb", **stale))
+        await rules.look()
+        assert (await set_num_vfs(rules, 7, driver=driver)).state is JobState.DONE
+        assert [rules.kernel.overrides[vf] for vf in VFS] == [driver] * 7
+        assert {write.split()[1] for write in rules.kernel.writes} == {str(PF), *map(str, VFS)}
+
+    run_async(test())
+
+
+def test_a_vf_that_somebody_takes_off_its_driver_meanwhile_is_bound_again() -> None:
+    async def test() -> None:
+        rules = await make_rules()
+        really_run_chain, taken = rules.kernel.run_chain, [VFS[3]]
+
+        def run_chain(chain: Chain) -> ChainResult:
+            result = really_run_chain(chain)
+            if chain.subject in taken:
+                taken.clear()
+                rules.kernel.do(Step(Verb.UNBIND, VFS[3], "vfio-pci"))
+            return result
+
+        rules.kernel.run_chain = run_chain  # type: ignore[method-assign]
+        assert (await set_num_vfs(rules, 7, driver="vfio-pci")).state is JobState.DONE
+        assert [rules.kernel.driver(vf) for vf in VFS] == ["vfio-pci"] * 7
 
     run_async(test())
 
@@ -220,6 +254,40 @@ def test_cancelled_while_its_vfs_are_bound_a_count_ends_with_none() -> None:
     run_async(test())
 
 
+@pytest.mark.parametrize("driver", ["", "vfio-pci"])
+def test_cancelled_before_its_script_has_begun_a_count_writes_nothing_lasting(driver: str) -> None:
+    async def test() -> None:
+        rules = await make_rules()
+        job = rules.lifecycle.set_num_vfs(PF, 7, CountOptions(driver=driver), WHO)
+        await until(lambda: rules.host.scripts != [])
+        job.cancel()
+        assert (await rules.finish(job)).state is JobState.CANCELLED
+        assert not any("set-num-vfs" in write for write in rules.kernel.writes)
+        assert autoprobe(rules)
+
+    run_async(test())
+
+
+@pytest.mark.parametrize(
+    ("driver", "state", "left"), [("", JobState.DONE, 7), ("vfio-pci", JobState.CANCELLED, 0)]
+)
+def test_cancelled_while_its_vfs_are_made_a_count_ends_if_there_is_more_to_do(
+    driver: str, state: JobState, left: int
+) -> None:
+    async def test() -> None:
+        rules = await make_rules()
+        gate = rules.host.hangs[Verb.SET_NUM_VFS, PF] = asyncio.Event()
+        job = rules.lifecycle.set_num_vfs(PF, 7, CountOptions(driver=driver), WHO)
+        await until(lambda: job.stage == "making 7 VFs")
+        await settle()
+        job.cancel()
+        gate.set()
+        assert (await rules.finish(job)).state is state
+        assert len(rules.kernel.vfs_of(PF)) == left
+
+    run_async(test())
+
+
 @pytest.mark.usefixtures("short_deadlines")
 def test_stuck_while_its_vfs_are_bound_nothing_more_is_written() -> None:
     async def test() -> None:
@@ -227,7 +295,7 @@ def test_stuck_while_its_vfs_are_bound_nothing_more_is_written() -> None:
         rules.host.hangs[Verb.BIND, VFS[3]] = asyncio.Event()
         assert_failed(await set_num_vfs(rules, 7, driver="vfio-pci"), Stuck, SLOT)
         assert f"set-num-vfs {PF} 0" not in rules.kernel.writes
-        assert len(rules.host.scripts) == 2
+        assert len(rules.host.scripts) == 1
 
     run_async(test())
 

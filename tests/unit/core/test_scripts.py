@@ -8,10 +8,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sriovd.backend.base import FunctionFacts
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, StepResult, Verb
 from sriovd.core import scripts
 from sriovd.core.scripts import DEFAULT, NONE, Binding
-from tests.unit.core.minikernel import MiniKernel, make_pf, make_vf
+from sriovd.pci import PciAddress
+from tests.unit.core.minikernel import PF, MiniKernel, make_pf, make_vf
 
 VF = make_vf(0).address
 QUIET_PF = make_pf(drivers_autoprobe=0)
@@ -89,6 +91,43 @@ def test_unbind_chain() -> None:
 def test_create_script_keeps_drivers_away() -> None:
     assert spell_script(scripts.create_script(make_pf(), 7)) == [["set-autoprobe 0", "set-num-vfs 7"]]
     assert spell_script(scripts.create_script(QUIET_PF, 7)) == [["set-num-vfs 7"]]
+
+
+def test_create_script_binds_on_the_way_once_the_first_and_the_last_vf_are_where_they_should() -> None:
+    script = scripts.create_script(make_pf(), 3, "vfio-pci")
+    look = ["read-vf 0=0000:01:10.0", "read-vf 2=0000:01:10.4"]
+    bind = ["set-driver-override vfio-pci", "bind vfio-pci"]
+    assert spell_script(script) == [["set-autoprobe 0", "set-num-vfs 3", *look], bind, bind, bind]
+    assert [chain.subject for chain in script.chains] == [
+        PF,
+        *(make_vf(index).address for index in range(3)),
+    ]
+    assert script.stop_on_failure
+    script = scripts.create_script(QUIET_PF, 1, NONE)
+    look = ["read-vf 0=0000:01:10.0", "read-vf 0=0000:01:10.0"]
+    assert spell_script(script) == [["set-num-vfs 1", *look], ["set-driver-override none"]]
+
+
+NOT_ON_THE_WAY = [
+    (make_pf(), ""),
+    (make_pf(), DEFAULT),  # the kernel chooses, and the flag would be in its way
+    (make_pf(), "igbvf"),  # may give the VF up after its probe has returned
+    (make_pf(driver="vfio-pci"), "vfio-pci"),  # the kernel has bound them by then
+    (make_pf(PciAddress.parse("0000:ff:1f.0")), "vfio-pci"),  # VFs beyond the last bus
+]
+
+
+@pytest.mark.parametrize(("pf", "driver"), NOT_ON_THE_WAY)
+def test_create_script_leaves_to_others_what_has_to_be_looked_at(pf: FunctionFacts, driver: str) -> None:
+    assert spell_script(scripts.create_script(pf, 3, driver)) == [["set-autoprobe 0", "set-num-vfs 3"]]
+
+
+def test_a_vf_that_is_not_where_it_was_computed_is_no_failure_of_the_kernel() -> None:
+    look = Step(Verb.READ_VF, PF, "2", expect="0000:01:10.4")
+    assert scripts.is_elsewhere(StepResult(look, 0, ""))
+    assert scripts.is_elsewhere(StepResult(look, 0, "0000:01:10.6"))
+    assert not scripts.is_elsewhere(StepResult(look, errno.ENOENT))
+    assert not scripts.is_elsewhere(StepResult(Step(Verb.READ_DRIVER, VF, expect="x"), 0, "y"))
 
 
 def test_destroy_script_puts_the_flag_back_where_it_was_turned_off() -> None:
