@@ -125,6 +125,29 @@ def test_a_storm_waits_while_jobs_run_and_comes_when_they_end(
     play(story())
 
 
+def test_a_few_events_do_not_wait_for_a_job(device: tuple[PciAddress, int], play: Play) -> None:
+    _, fd = device
+    few = 3  # what an error brings at once
+
+    async def story() -> None:
+        monitor = UeventMonitor()
+        monitor.start()
+        monitor.defer(True)
+        async with asyncio.timeout(uevents._DEFERRED_PAUSE_SEC / 2):
+            for _ in range(few):
+                os.write(fd, b"change")
+                await _take(monitor, 1)
+        os.write(fd, b"change")  # a storm from this one on
+        await _take(monitor, 1)
+        os.write(fd, b"change")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(uevents._DEFERRED_PAUSE_SEC / 4):
+                await _take(monitor, 1)
+        monitor.stop()
+
+    play(story())
+
+
 def test_a_large_buffer_holds_a_storm(device: tuple[PciAddress, int], play: Play) -> None:
     address, fd = device
 
