@@ -140,6 +140,9 @@ class Run(Protocol):
     def stop(self) -> None:
         """Begin no further chain: `finished` resolves with what was done by then. A chain is never cut."""
 
+    def describe(self) -> Evidence:
+        """The step that it is in, and since when; before the first, what it waits for."""
+
     def abandon(self) -> Evidence:
         """Stop waiting and free the helper's place. `finished` still resolves if the kernel comes back."""
 

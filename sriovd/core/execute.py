@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sriovd.backend.base import Backend, Leftover, Run
-from sriovd.backend.steps import Chain, ChainResult, Script, Verb
+from sriovd.backend.base import Backend, Evidence, Leftover, Run
+from sriovd.backend.steps import ChainResult, Script, Step, Verb
 from sriovd.core.errors import BackendFailed, Stuck
 
 _log = logging.getLogger(__name__)
@@ -40,13 +40,19 @@ _PER_VF_DEADLINE_SEC = 1.0
 _PER_VF_VERBS = frozenset({Verb.SET_NUM_VFS, Verb.REMOVE})
 
 
-def chain_deadline_sec(chain: Chain, vf_count: int) -> float:
-    """How long `chain` may take on an adapter where `vf_count` VFs come or go."""
-    return sum(
-        _STEP_DEADLINE_SEC.get(step.verb, _OTHER_STEP_DEADLINE_SEC)
-        + (_PER_VF_DEADLINE_SEC * vf_count if step.verb in _PER_VF_VERBS else 0.0)
-        for step in chain.steps
-    )
+def step_deadline_sec(step: Step, vf_count: int) -> float:
+    """How long the kernel may have `step` on an adapter where `vf_count` VFs come or go."""
+    own = _STEP_DEADLINE_SEC.get(step.verb, _OTHER_STEP_DEADLINE_SEC)
+    return own + (_PER_VF_DEADLINE_SEC * vf_count if step.verb in _PER_VF_VERBS else 0.0)
+
+
+def left_sec(evidence: Evidence, script: Script, vf_count: int) -> float:
+    """How long `script` may go on without a word: until the step that it is in is over its deadline. A run
+    that is in none of the steps (it waits for a helper) has the time of the longest."""
+    steps = [step for chain in script.chains for step in chain.steps]
+    own = [step for step in steps if str(step) == evidence.step]
+    allowed = max(step_deadline_sec(step, vf_count) for step in own or steps)
+    return allowed - evidence.running_usec / 1e6
 
 
 class _HotplugLock:
@@ -109,24 +115,20 @@ class Executor:
     ) -> Sequence[ChainResult]:
         """Execute `script`; the caller has the lane. Gives the results of the chains that were tried.
 
-        `cleanup` runs when a write that was abandoned comes back after all. Raises Stuck when a chain is
+        `cleanup` runs when a write that was abandoned comes back after all. Raises Stuck when a step is
         over its deadline, BackendFailed when the helper died.
         """
         progress = asyncio.Event()
-        count = 0
 
         def note(result: ChainResult) -> None:
-            nonlocal count
-            count += 1
             progress.set()
             on_result(result)
 
         run = self._backend.run(adapter, script, note)
         on_start(run)
         while not run.finished.done():
-            chain = script.chains[min(count, len(script.chains) - 1)]
             progress.clear()
-            if not await _settle(run, progress, chain_deadline_sec(chain, vf_count)):
+            if not await _go_on(run, progress, script, vf_count):
                 self._abandon(adapter, run, cleanup)
         try:
             return run.finished.result()
@@ -179,6 +181,16 @@ def _stuck_error(adapter: str, evidence: str) -> Stuck:
         f"Adapter {adapter} is stuck: {evidence}.",
         "It takes requests again when the kernel returns; a reset that cannot end gives up after 70 s.",
     )
+
+
+async def _go_on(run: Run, progress: asyncio.Event, script: Script, vf_count: int) -> bool:
+    """Wait until a chain has ended or the run has; False when the kernel has had a step for too long."""
+    patience_sec = _OTHER_STEP_DEADLINE_SEC  # the shortest there is
+    while not await _settle(run, progress, patience_sec):
+        patience_sec = left_sec(run.describe(), script, vf_count)
+        if patience_sec <= 0:
+            return False
+    return True
 
 
 async def _settle(run: Run, progress: asyncio.Event, timeout_sec: float) -> bool:

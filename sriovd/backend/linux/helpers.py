@@ -102,7 +102,11 @@ class HelperPool:
             self._abandoned[job] = helper
             self._dispatch()
             asyncio.get_running_loop().call_soon(self._warm, WARM)
-        helper = self._abandoned.get(job)
+        return self.describe(job)
+
+    def describe(self, job: AnyJob) -> Evidence:
+        """Where `job` is, as Run.describe documents."""
+        helper = self._busy.get(job) or self._abandoned.get(job)
         return job.describe_wait() if helper is None else helper.read_evidence()
 
     def _submit(self, job: AnyJob) -> None:

@@ -91,6 +91,9 @@ class RunControl(Protocol):
     def abandon(self, job: Job[Any]) -> Evidence:
         """Free the job's place."""
 
+    def describe(self, job: Job[Any]) -> Evidence:
+        """Where the job is."""
+
 
 class ScriptRun(Job[Sequence[ChainResult]]):
     """A script under way: backend.base.Run."""
@@ -107,6 +110,10 @@ class ScriptRun(Job[Sequence[ChainResult]]):
         self._on_result = on_result
         self._control = control
         self._results: list[ChainResult] = []
+
+    def describe(self) -> Evidence:
+        """Where it is; see Run."""
+        return self._control.describe(self)
 
     def abandon(self) -> Evidence:
         """Stop waiting and free the helper's place; see Run. One that has not begun never will, and

@@ -47,6 +47,8 @@ def test_a_hanging_write_is_abandoned_and_resolves_when_it_returns(
         async with open_pool(cap=1) as pool:
             run = await _hang(pool, tree, make_script, wait_until)
             waiting = pool.run("other", count, _ignore)
+            assert run.describe().step == "reset 0000:01:00.0"
+            assert not waiting.finished.done(), "a run is not abandoned by being asked"
             evidence = run.abandon()
             assert evidence.step == "reset 0000:01:00.0"
             assert evidence.running_usec > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -54,14 +55,19 @@ class MiniRun:
         self._script = script
         self._on_result = on_result
         self._stopped = False
+        self._began = time.monotonic()
         self.finished: asyncio.Future[Sequence[ChainResult]] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._execute())
 
     def stop(self) -> None:
         self._stopped = True
 
+    def describe(self) -> Evidence:
+        running_usec = int((time.monotonic() - self._began) * 1e6)
+        return Evidence(42, self._script.title, "pci_dev_wait", running_usec)
+
     def abandon(self) -> Evidence:
-        return Evidence(42, self._script.title, "pci_dev_wait", 3_000_000)
+        return self.describe()
 
     async def _execute(self) -> None:
         results: list[ChainResult] = []
@@ -70,6 +76,7 @@ class MiniRun:
             if self._stopped:
                 break
             for step in chain.steps:
+                self._began = time.monotonic()
                 gate = self._host.hangs.get((step.verb, step.address))
                 if gate is not None:
                     await gate.wait()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from sriovd.backend.base import Evidence, Leftover, Run
+from sriovd.backend.base import Evidence, Leftover
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, StepResult, Verb
 from sriovd.core import execute
 from sriovd.core.errors import BackendFailed, Stuck
-from sriovd.core.execute import HOST, Executor, chain_deadline_sec
+from sriovd.core.execute import HOST, Executor, left_sec, step_deadline_sec
 from tests.unit.core.minihost import MiniHost, run_async, settle, until
 from tests.unit.core.minikernel import PF
 
@@ -23,21 +23,27 @@ def make_script(chain_count: int = 1, verb: Verb = Verb.RESET) -> Script:
 
 
 class HandRun:
-    """A run that does what the test's hand tells it."""
+    """A run that does what the test's hand tells it. `at`, `running_usec`: what it says when it is asked."""
 
     def __init__(self, script: Script, on_result: Callable[[ChainResult], None]) -> None:
         self.script = script
         self.finished: asyncio.Future[Sequence[ChainResult]] = asyncio.get_running_loop().create_future()
         self.stopped = self.abandoned = False
+        self.at, self.running_usec = str(script.chains[0].steps[0]), 3_000_000
+        self.asked = 0
         self._on_result = on_result
         self._results: list[ChainResult] = []
 
     def stop(self) -> None:
         self.stopped = True
 
+    def describe(self) -> Evidence:
+        self.asked += 1
+        return Evidence(42, self.at, "pci_dev_wait", self.running_usec)
+
     def abandon(self) -> Evidence:
         self.abandoned = True
-        return Evidence(42, str(self.script.chains[0].steps[0]), "pci_dev_wait", 3_000_000)
+        return self.describe()
 
     def finish_chain(self) -> None:
         """The next chain succeeds."""
@@ -124,12 +130,23 @@ DEADLINES = [
 
 @pytest.mark.parametrize(("verb", "vf_count", "seconds"), DEADLINES)
 def test_deadlines(verb: Verb, vf_count: int, seconds: float) -> None:
-    assert chain_deadline_sec(make_script(1, verb).chains[0], vf_count) == seconds
+    assert step_deadline_sec(Step(verb, PF, "1"), vf_count) == seconds
 
 
-def test_a_chains_deadline_is_that_of_its_steps_together() -> None:
-    chain = Chain(PF, (Step(Verb.UNBIND, PF, "igb"), Step(Verb.BIND, PF, "igb"), Step(Verb.READ_DRIVER, PF)))
-    assert chain_deadline_sec(chain, 0) == 55.0
+BIND, UNBIND = Step(Verb.BIND, PF, "igb"), Step(Verb.UNBIND, PF, "vfio-pci")
+LEFT = [
+    (str(UNBIND), 0.0, 20.0),
+    (str(UNBIND), 20.5, -0.5),
+    (str(BIND), 20.5, 9.5),  # the time of those before it is not counted
+    ("testing (not begun)", 20.5, 9.5),  # waits for a helper
+    ("a step between others", 0.0, 30.0),
+]
+
+
+@pytest.mark.parametrize(("step", "running_sec", "left"), LEFT)
+def test_each_step_has_a_deadline_of_its_own(step: str, running_sec: float, left: float) -> None:
+    script = Script("testing", (Chain(PF, (UNBIND, BIND)),))
+    assert left_sec(Evidence(42, step, "", int(running_sec * 1e6)), script, 0) == pytest.approx(left)
 
 
 def test_the_results_come_back_and_each_is_told() -> None:
@@ -289,42 +306,39 @@ def test_stuck_is_cleared_however_the_write_ends(ending: str) -> None:
     run_async(test())
 
 
-def test_progress_earns_the_next_chain_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script of 120 binds takes as long as it takes; only one that stands still is stuck."""
-    waits: list[float] = []
-    wait = execute._settle
-
-    async def note_wait(run: Run, progress: asyncio.Event, timeout_sec: float) -> bool:
-        waits.append(timeout_sec)
-        return await wait(run, progress, timeout_sec)
-
-    monkeypatch.setattr(execute, "_settle", note_wait)
+@pytest.mark.usefixtures("short_deadlines")
+def test_a_script_that_goes_on_is_not_stuck_however_long_it_takes() -> None:
+    """120 binds take as long as they take; only a step that stands still is stuck."""
 
     async def test() -> None:
         bench = Bench()
-        chains = [make_script(1, verb).chains[0] for verb in (Verb.SET_AUTOPROBE, Verb.BIND, Verb.RESET)]
-        task = bench.begin(A, Script("testing", tuple(chains)))
+        task = bench.begin(A)
         await settle()
-        run = bench.host.runs[0][1]
-        for _ in chains[1:]:
-            run.finish_chain()
-            await settle()
+        (_, run) = bench.host.runs[0]
+        run.running_usec = 50_000
+        await until(lambda: run.asked == 3)
+        assert not task.done()
         run.finish()
         await task
-        assert waits == [5.0, 30.0, 10.0]
+        assert bench.log == []
 
     run_async(test())
 
 
-def test_the_deadline_is_that_of_the_chain_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "_STEP_DEADLINE_SEC", {Verb.BIND: 60.0, Verb.RESET: 0.02})
+def test_the_deadline_is_that_of_the_step_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "_STEP_DEADLINE_SEC", {Verb.BIND: 60.0, Verb.UNBIND: 0.02})
+    monkeypatch.setattr(execute, "_OTHER_STEP_DEADLINE_SEC", 0.01)
 
     async def test() -> None:
         bench = Bench()
-        script = Script("testing", (*make_script(1, Verb.BIND).chains, *make_script(1).chains))
-        task = bench.begin(A, script)
+        task = bench.begin(A, Script("testing", (Chain(PF, (BIND, UNBIND)),)))
         await settle()
-        bench.host.runs[0][1].finish_chain()
+        (_, run) = bench.host.runs[0]
+        await until(lambda: run.asked == 1)
+        await settle()  # 3 s of 60: it may go on
+        assert not task.done()
+        run.at = str(UNBIND)
+        run.finish_chain()  # who is told of progress asks again
         with pytest.raises(Stuck):
             await task
 
