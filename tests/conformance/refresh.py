@@ -16,12 +16,12 @@ from tests.conformance.lab import STATES, record_state, record_transcript, unpac
 from tests.conformance.recorded import lspci_path, recording_path, transcript_path
 from tests.lab.guest import Guest
 from tests.lab.layout import load_layout
-from tests.lab.recipe import DEFAULT_KERNEL, SUITES_OF_KERNEL
+from tests.lab.recipe import DEFAULT_KERNEL, KERNELS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.refresh", description=__doc__)
-    parser.add_argument("--kernel", choices=SUITES_OF_KERNEL, default=DEFAULT_KERNEL)
+    parser.add_argument("--kernel", choices=KERNELS, default=DEFAULT_KERNEL)
     parser.add_argument("what", nargs="*", choices=("fixtures", "transcript", []), help="default: both")
     options = parser.parse_args()
     with Guest.boot(load_layout("default"), options.kernel) as guest:

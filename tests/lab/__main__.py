@@ -17,7 +17,7 @@ from tests.lab.guest import PROJECT_PATH, CommandFailed, Guest, GuestDied
 from tests.lab.host import LabMissing, missing_reason
 from tests.lab.image import BuildFailed, ensure_artefacts
 from tests.lab.layout import LAYOUTS, Layout, LayoutError, load_layout
-from tests.lab.recipe import DEFAULT_KERNEL, SUITES_OF_KERNEL, UnknownKernel
+from tests.lab.recipe import DEFAULT_KERNEL, KERNELS, UnknownKernel
 from tests.lab.terminal import relay
 from tests.lab.waiting import DeadlineExceeded
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--kernel",
-        choices=SUITES_OF_KERNEL,
+        choices=KERNELS,
         default=os.environ.get("LAB_KERNEL", DEFAULT_KERNEL),
         help="Debian's kernel (default: $LAB_KERNEL or %(default)s)",
     )

@@ -119,7 +119,7 @@ class BackgroundCommand:
 
 
 class Guest:
-    """One guest. Make it with Guest.boot(); `kernel` is a key of recipe.SUITES_OF_KERNEL."""
+    """One guest. Make it with Guest.boot(); `kernel` is a key of recipe.KERNELS."""
 
     def __init__(self, layout: Layout, kernel: str, directory: Path, terminal: socket.socket | None) -> None:
         self.layout, self.kernel = layout, kernel

@@ -122,24 +122,24 @@ def kernel_module_paths() -> tuple[str, ...]:
 def guest_recipe(kernel: str) -> Recipe:
     """The guest image with Debian's kernel `kernel`. UnknownKernel names those there are."""
     try:
-        suites = SUITES_OF_KERNEL[kernel]
+        suites, package = KERNELS[kernel]
     except KeyError:
-        raise UnknownKernel(
-            f"LAB_KERNEL={kernel!r} is unknown; known: {', '.join(SUITES_OF_KERNEL)}"
-        ) from None
+        raise UnknownKernel(f"LAB_KERNEL={kernel!r} is unknown; known: {', '.join(KERNELS)}") from None
     return Recipe(
         name=f"guest-{kernel}",
         suites=suites,
-        packages=(*GUEST_PACKAGES, "linux-image-amd64"),
+        packages=(*GUEST_PACKAGES, package),
         excluded_paths=UNUSED_FILES + kernel_module_paths(),
         pinned="linux-*" if len(suites) > 1 else "",
         with_kernel=True,
     )
 
 
-SUITES_OF_KERNEL = {
-    "6.1": ("bookworm",),
-    "6.12": ("trixie",),
-    "7.2": ("trixie", "trixie-backports"),
+# Where Debian has a kernel, and under which name: the newest of a suite is linux-image-amd64, one before it
+# is known by its version, and backports keep it for a while only.
+KERNELS = {
+    "6.1": (("bookworm",), "linux-image-amd64"),
+    "6.12": (("trixie",), "linux-image-amd64"),
+    "7.2": (("trixie", "trixie-backports"), "linux-image-7.2.12+deb13-amd64"),
 }
 TOOLS_RECIPE = Recipe(name="tools", suites=("trixie",), packages=TOOLS_PACKAGES)

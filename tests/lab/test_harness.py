@@ -14,7 +14,7 @@ import pytest
 from tests.lab import host, image
 from tests.lab.layout import LAYOUTS, LayoutError, device_arguments, load_layout, parse_layout
 from tests.lab.project import pack_project, project_files
-from tests.lab.recipe import HERE, SUITES_OF_KERNEL, TOOLS_RECIPE, UnknownKernel, guest_recipe
+from tests.lab.recipe import HERE, KERNELS, TOOLS_RECIPE, UnknownKernel, guest_recipe
 
 # --- layouts
 
@@ -104,7 +104,7 @@ def test_missing_layout_names_those_there_are() -> None:
 
 
 def test_cache_keys_differ_between_artefacts_and_repeat() -> None:
-    recipes = [TOOLS_RECIPE, *(guest_recipe(kernel) for kernel in SUITES_OF_KERNEL)]
+    recipes = [TOOLS_RECIPE, *(guest_recipe(kernel) for kernel in KERNELS)]
     assert len({recipe.cache_key() for recipe in recipes}) == len(recipes)
     assert [recipe.cache_key() for recipe in recipes] == [recipe.cache_key() for recipe in recipes]
 
