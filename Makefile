@@ -48,7 +48,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	    $(SUDO) apt-get update -q && \
 	    DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends $$missing; fi
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(RUN) -m pip install -q --disable-pip-version-check hypothesis mypy pytest pytest-timeout pytest-xdist ruff
+	$(RUN) -m pip install -q --disable-pip-version-check hypothesis msgspec mypy pytest pytest-timeout pytest-xdist ruff
 	touch $@
 
 install:

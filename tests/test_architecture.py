@@ -19,13 +19,14 @@ PACKAGE = ROOT / "sriovd"
 MAX_LINES = 400
 
 # What modules below a name may import of sriovd; the longest name counts. Everyone may import his own.
-SEAM = ("sriovd.backend.base", "sriovd.backend.steps", "sriovd.pci")
+SEAM = ("sriovd.backend.base", "sriovd.backend.steps", "sriovd.backend.vf_attributes", "sriovd.pci")
 EVERYTHING = ("sriovd",)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd": (),
     "sriovd.pci": (),
     "sriovd.backend": (),
     "sriovd.backend.steps": ("sriovd.pci",),
+    "sriovd.backend.vf_attributes": (),
     "sriovd.backend.base": SEAM,
     "sriovd.backend.sysfs": SEAM,
     "sriovd.backend.model": ("sriovd.pci",),
@@ -39,6 +40,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Libraries, and who alone may use them: a successor of one shall be a change in one place.
 LIBRARIES = {
     "dbus_next": ("sriovd.bus.transport",),
+    "msgspec": ("sriovd.core.policy",),
     "pyroute2": ("sriovd.backend.linux",),
     "pyudev": ("sriovd.backend.linux",),
     "systemd": ("sriovd.daemon", "sriovd.__main__"),

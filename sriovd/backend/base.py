@@ -110,7 +110,15 @@ class EventsLost:
     reason: str
 
 
-KernelEvent = Uevent | EventsLost
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """Something about the network interface of the function at `address` may have changed, its VFs'
+    attributes included (RTM_NEWLINK): a reason to look. Never for an interface whose function is unknown."""
+
+    address: PciAddress
+
+
+KernelEvent = Uevent | EventsLost | LinkChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +250,10 @@ class SimulatorControl(Protocol):
 
     def close_device(self, address: PciAddress) -> None:
         """Let it close again."""
+
+    def set_vf_attribute(self, pf: PciAddress, request: str) -> None:
+        """Let somebody else set a VF attribute, as `ip link set ... vf` does. `request`: as
+        vf_attributes.format_request makes it. Raises ValueError."""
 
     def lose_events(self, count: int) -> None:
         """Drop the next `count` events, as an overrun socket does; EventsLost follows."""

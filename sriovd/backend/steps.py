@@ -22,6 +22,7 @@ class Access(StrEnum):
     READ = "read"
     READLINK = "readlink"
     COUNT = "count"  # how many directory entries match a prefix
+    LINK = "link"  # a netlink request to the network interface in that directory; data: its argument
 
 
 class Verb(StrEnum):
@@ -42,6 +43,8 @@ class Verb(StrEnum):
     REMOVE = "remove"
     RESCAN_BUS = "rescan-bus"
     RESCAN_PORT = "rescan-port"
+    READ_LINK = "read-link"
+    SET_VF_ATTRIBUTE = "set-vf-attribute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class _Form:
     access: Access
     path: str  # below the root; {address}, {argument}
     data: str = ""
+    writes: bool = False
 
 
 _DEVICE = "bus/pci/devices/{address}"
@@ -73,6 +77,8 @@ _FORMS: dict[Verb, _Form] = {
     Verb.REMOVE: _Form(Access.WRITE, f"{_DEVICE}/remove", "1"),
     Verb.RESCAN_BUS: _Form(Access.WRITE, "bus/pci/rescan", "1"),
     Verb.RESCAN_PORT: _Form(Access.WRITE, f"{_DEVICE}/rescan", "1"),
+    Verb.READ_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{argument}"),
+    Verb.SET_VF_ATTRIBUTE: _Form(Access.LINK, f"{_DEVICE}/net", "{argument}", writes=True),
 }
 
 
@@ -91,7 +97,8 @@ class Step:
 
     `expect`: for reading verbs, the value that must be found; anything else fails the step. READ_DRIVER
     gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
-    there is none.
+    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), of the VFs too when its argument is
+    "vfs"; SET_VF_ATTRIBUTE goes to the PF, its argument is a vf_attributes.format_request.
     """
 
     verb: Verb
@@ -108,7 +115,7 @@ class Step:
     @property
     def writes(self) -> bool:
         """Whether the step changes anything."""
-        return _FORMS[self.verb].access is Access.WRITE
+        return _FORMS[self.verb].access is Access.WRITE or _FORMS[self.verb].writes
 
     def __str__(self) -> str:
         return " ".join(str(part) for part in (self.verb, self.address, self.argument) if part)
