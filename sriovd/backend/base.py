@@ -175,6 +175,9 @@ class Backend(Protocol):
     def describe(self) -> str:
         """The host in a few words, for logs and the Manager object: kernel release, or "simulated"."""
 
+    def boot_id(self) -> str:
+        """Names the kernel that runs, from its start to its end (proc_sys_kernel(5), random/boot_id)."""
+
     async def start(self) -> None:
         """Begin to listen for events; must come before the first listing, so that nothing falls between."""
 

@@ -97,8 +97,8 @@ class Step:
 
     `expect`: for reading verbs, the value that must be found; anything else fails the step. READ_DRIVER
     gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
-    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), of the VFs too when its argument is
-    "vfs"; SET_VF_ATTRIBUTE goes to the PF, its argument is a vf_attributes.format_request.
+    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), of the VFs too when its argument
+    is "vfs"; SET_VF_ATTRIBUTE goes to the PF, its argument is a vf_attributes.format_request.
     """
 
     verb: Verb
@@ -183,3 +183,8 @@ class Script:
     title: str
     chains: tuple[Chain, ...]
     stop_on_failure: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether any of its steps changes anything."""
+        return any(step.writes for chain in self.chains for step in chain.steps)

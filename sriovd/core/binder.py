@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
-from sriovd.backend.base import Backend, FunctionFacts
+from sriovd.backend.base import FunctionFacts
 from sriovd.backend.steps import ChainResult, Script, Verb
 from sriovd.core import scripts
 from sriovd.core.errors import BindFailed, Cancelled, SriovdError, Stuck
@@ -23,7 +23,7 @@ from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
 from sriovd.core.results import Changed, Result, Unchanged
 from sriovd.core.scripts import DEFAULT, Binding
-from sriovd.core.usage import refuse_used
+from sriovd.core.usage import Usage
 from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ Results = dict[PciAddress | None, ChainResult]  # by the chain's subject, as far
 class Binder:
     """Changes drivers for the verbs."""
 
-    def __init__(self, backend: Backend, inventory: Inventory, picture: Picture, executor: Executor) -> None:
-        self._backend = backend
+    def __init__(self, usage: Usage, inventory: Inventory, picture: Picture, executor: Executor) -> None:
+        self._usage = usage
         self._inventory = inventory
         self._picture = picture
         self._executor = executor
@@ -52,7 +52,7 @@ class Binder:
         if not open_ones:
             self._lift(functions)
             return Unchanged(f"{_name(functions)} already on {driver}")
-        await refuse_used(self._backend, [each for each in open_ones if each.facts.driver], force)
+        await self._usage.refuse_used([each for each in open_ones if each.facts.driver], force)
         bindings = [Binding(each.address, each.facts.driver, driver) for each in open_ones]
         virtual = functions[0].virtual
         parent = self._inventory.get(virtual.parent) if virtual else None

@@ -7,7 +7,7 @@ sriov_drivers_autoprobe off while there are VFs, as it was otherwise. The caller
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sriovd.backend.steps import ChainResult
 from sriovd.core import scripts
@@ -19,18 +19,29 @@ from sriovd.core.jobs import Job
 from sriovd.core.kernel_errors import explain, raise_first_failure
 from sriovd.core.picture import Picture
 from sriovd.core.scripts import NONE
+from sriovd.core.store import Store
 from sriovd.pci import PciAddress
 
 
 class Creator:
     """Changes VF counts for the verbs."""
 
-    def __init__(self, inventory: Inventory, picture: Picture, executor: Executor, binder: Binder) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        picture: Picture,
+        executor: Executor,
+        binder: Binder,
+        store: Store,
+        quieted: Iterable[PciAddress] = (),
+    ) -> None:
+        """`quieted`: PFs whose sriov_drivers_autoprobe a former daemon has turned off."""
         self._inventory = inventory
         self._picture = picture
         self._executor = executor
         self._binder = binder
-        self._quieted: set[PciAddress] = set()  # PFs whose sriov_drivers_autoprobe we have turned off
+        self._store = store
+        self._quieted = set(quieted)
 
     async def create(self, job: Job, pf: Function, count: int, driver: str, allow_short: bool) -> int:
         """Give `pf`, which has none, `count` VFs on `driver` (empty: on none), or, with `allow_short`, as
@@ -65,12 +76,12 @@ class Creator:
         finally:
             await self._picture.look_after_job(pf.adapter, self._picture.family(pf.address))
         raise_first_failure(results)
-        self._quieted.discard(pf.address)
+        await self._note_quieted(pf.address, False)
 
     async def _make(self, job: Job, pf: Function, count: int, driver: str) -> int:
         """Run the script that makes VFs; how many it has also bound, which were then seen on `driver`."""
         if scripts.probes_vfs(pf.facts):
-            self._quieted.add(pf.address)
+            await self._note_quieted(pf.address, True)
         try:
             results = await self._run_with_progress(job, pf, count, driver)
             if not results:
@@ -82,6 +93,17 @@ class Creator:
             await self._picture.look_after_job(pf.adapter, self._picture.family(pf.address))
             raise
         return sum(result.ok and self._is_on(result, driver) for result in results[1:])
+
+    async def note_mended(self, pf: PciAddress, quieted: bool) -> None:
+        """The flag of `pf` was put right after a daemon was killed; whether it is still ours to put back."""
+        await self._note_quieted(pf, quieted)
+
+    async def _note_quieted(self, pf: PciAddress, quieted: bool) -> None:
+        """Remember, before the flag is written, whose sriov_drivers_autoprobe is ours to put back."""
+        if quieted is (pf in self._quieted):
+            return
+        (self._quieted.add if quieted else self._quieted.discard)(pf)
+        await self._store.put_quieted(pf, quieted)
 
     def _is_on(self, result: ChainResult, driver: str) -> bool:
         """Whether the VF that `result` is about was seen on `driver` afterwards."""

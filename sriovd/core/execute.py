@@ -10,14 +10,16 @@ meanwhile. Removing or rescanning devices never runs beside another write: kerne
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from sriovd.backend.base import Backend, Evidence, Leftover, Run
 from sriovd.backend.steps import ChainResult, Script, Step, Verb
 from sriovd.core.errors import BackendFailed, Stuck
+from sriovd.core.jobs import REQUESTER
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +84,22 @@ class _HotplugLock:
                 self._idle.set()
 
 
+class Journal(Protocol):
+    """Where intents are kept: core/store.py."""
+
+    async def begin(self, adapter: str, requester: str, script: Script) -> int:
+        """Note that `script` is about to run; the number of the intent."""
+
+    async def finish(self, intent: int, outcome: str) -> None:
+        """Note how it ended."""
+
+
 class Executor:
     """The lanes of all adapters."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, journal: Journal) -> None:
         self._backend = backend
+        self._journal = journal
         self._locks: dict[str, asyncio.Lock] = {}
         self._stuck: dict[str, str] = {}
         self._hotplug = _HotplugLock()
@@ -116,8 +129,29 @@ class Executor:
         """Execute `script`; the caller has the lane. Gives the results of the chains that were tried.
 
         `cleanup` runs when a write that was abandoned comes back after all. Raises Stuck when a step is
-        over its deadline, BackendFailed when the helper died.
+        over its deadline, BackendFailed when the helper died. Whoever is cancelled meanwhile leaves an open
+        intent, as a daemon does that is killed.
         """
+        if not script.writes:
+            return await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
+        intent = await self._journal.begin(adapter, REQUESTER.get(), script)
+        try:
+            results = await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
+        except (Stuck, BackendFailed) as error:
+            await self._journal.finish(intent, error.message)
+            raise
+        await self._journal.finish(intent, _describe_outcome(script, results))
+        return results
+
+    async def _execute(
+        self,
+        adapter: str,
+        script: Script,
+        vf_count: int,
+        on_result: Callable[[ChainResult], None],
+        on_start: Callable[[Run], None],
+        cleanup: Script | None,
+    ) -> Sequence[ChainResult]:
         progress = asyncio.Event()
 
         def note(result: ChainResult) -> None:
@@ -174,6 +208,14 @@ class Executor:
         evidence = self._stuck.get(adapter)
         if evidence:
             raise _stuck_error(adapter, evidence)
+
+
+def _describe_outcome(script: Script, results: Sequence[ChainResult]) -> str:
+    """How a script ended, for the journal."""
+    failed = next((each.failure for each in results if each.failure is not None), None)
+    if failed is not None:
+        return f"{failed.step}: {errno.errorcode.get(failed.errno, failed.errno) or failed.value}"
+    return "done" if len(results) == len(script.chains) else f"{len(results)} of {len(script.chains)} chains"
 
 
 def _stuck_error(adapter: str, evidence: str) -> Stuck:

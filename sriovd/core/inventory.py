@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from sriovd.backend.base import FunctionFacts, PhysicalFacts, VirtualFacts
 from sriovd.core.errors import InvalidArgument, NoSuchFunction
+from sriovd.core.store import Generation
 from sriovd.pci import PciAddress
 
 
@@ -77,12 +78,13 @@ Change = FunctionChange | AdapterChange
 class Inventory:
     """All functions and adapters, by address and slot."""
 
-    def __init__(self) -> None:
+    def __init__(self, generations: Mapping[PciAddress, Generation] | None = None) -> None:
+        """`generations`: what former daemons have counted."""
         self._functions: dict[PciAddress, Function] = {}
         self._adapters: dict[str, Adapter] = {}
         self._vfs: dict[PciAddress, dict[int, PciAddress]] = {}
         self._stuck: dict[str, str] = {}  # also of adapters that are away for the moment
-        self._generations: dict[PciAddress, int] = {}
+        self._generations = dict(generations or {})
         self._listeners: list[Callable[[Change], None]] = []
 
     def listen(self, listener: Callable[[Change], None]) -> None:
@@ -168,8 +170,10 @@ class Inventory:
     def _succeed(self, before: Function | None, facts: FunctionFacts) -> Function:
         if before is not None:
             return replace(before, facts=facts)
-        generation = self._generations.get(facts.address, 0) + 1
-        self._generations[facts.address] = generation
+        known = self._generations.get(facts.address, Generation(False, 0, 0))
+        same = known.same_boot and known.identity == facts.identity
+        generation = known.generation if same else known.generation + 1
+        self._generations[facts.address] = Generation(True, facts.identity, generation)
         return Function(facts, generation)
 
     def _store(self, before: Function | None, after: Function) -> None:

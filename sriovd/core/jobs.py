@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from enum import StrEnum
 
 from sriovd.backend.base import HostReadError
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 KEPT_SEC = 600
 KEPT_COUNT = 128
 _PROGRESS_STEP = 0.1
+
+REQUESTER: ContextVar[str] = ContextVar("requester", default="sriovd")  # for whom the current task works
 
 
 class JobState(StrEnum):
@@ -150,6 +153,7 @@ class JobRegistry:
         return job
 
     async def _carry_out(self, job: Job, work: Callable[[Job], Awaitable[Result]]) -> None:
+        REQUESTER.set(job.requester)
         try:
             job.end(JobState.DONE, result=await work(job))
         except Cancelled as error:

@@ -8,8 +8,7 @@ says so. Nothing here knows a file or waits for the kernel itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sriovd.backend.base import Backend
@@ -25,7 +24,8 @@ from sriovd.core.kernel_errors import raise_first_failure
 from sriovd.core.picture import Picture
 from sriovd.core.results import Changed, Created, Result, Unchanged
 from sriovd.core.scripts import DEFAULT, NONE
-from sriovd.core.usage import refuse_used
+from sriovd.core.usage import Usage
+from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
@@ -46,15 +46,25 @@ class Lifecycle:
     its turn comes, because the host may have changed meanwhile."""
 
     def __init__(
-        self, backend: Backend, inventory: Inventory, picture: Picture, executor: Executor, jobs: JobRegistry
+        self,
+        backend: Backend,
+        inventory: Inventory,
+        picture: Picture,
+        executor: Executor,
+        jobs: JobRegistry,
+        usage: Usage,
+        binder: Binder,
+        creator: Creator,
     ) -> None:
         self._backend = backend
         self._inventory = inventory
         self._picture = picture
         self._executor = executor
-        self._binder = Binder(backend, inventory, picture, executor)
-        self._creator = Creator(inventory, picture, executor, self._binder)
         self._jobs = jobs
+        self._usage = usage
+        self._binder = binder
+        self._creator = creator
+        self._workplace = Workplace(executor, picture)
 
     def set_num_vfs(self, pf: PciAddress, count: int, options: CountOptions, requester: str) -> Job:
         """Give `pf` exactly `count` VFs. Raises NumVfsRejected, InvalidArgument, NoSuchFunction, Stuck."""
@@ -135,14 +145,14 @@ class Lifecycle:
     # event (sriov_drivers_autoprobe, reset_method), and events may be on their way.
 
     async def _set_num_vfs(self, job: Job, pf: PciAddress, count: int, options: CountOptions) -> Result:
-        async with self._working_on(job, self._inventory.get_pf(pf).adapter):
+        async with self._workplace.working_on(job, self._inventory.get_pf(pf).adapter):
             await self._picture.refresh(self._picture.family(pf))
             function, have = self._inventory.get_pf(pf), len(self._inventory.vfs_of(pf))
             rules.check_vf_count(function, have, count)
             if have == count:
                 return await self._keep_vfs(job, function, count, options)
             if have:
-                await refuse_used(self._backend, self._vfs(pf), options.force)
+                await self._usage.refuse_used(self._vfs(pf), options.force)
                 job.enter("destroying the VFs", 0.1)
                 await self._creator.destroy(function, have)
                 return Changed(f"Destroyed the {have} VFs of {pf}")
@@ -157,7 +167,7 @@ class Lifecycle:
 
     async def _bind(self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool) -> Result:
         adapter = self._inventory.get(addresses[0]).adapter
-        async with self._working_on(job, adapter):
+        async with self._workplace.working_on(job, adapter):
             await self._picture.refresh(addresses)
             for address in addresses:
                 self._check_bindable(self._inventory.get(address), driver)
@@ -165,35 +175,35 @@ class Lifecycle:
 
     async def _unbind(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
-        async with self._working_on(job, adapter):
+        async with self._workplace.working_on(job, adapter):
             self._picture.look_at(address)
             function = self._inventory.get(address)
             driver = function.facts.driver
             if not driver:
                 return Unchanged(f"{address} has no driver")
             rules.check_bindable(function, len(self._inventory.vfs_of(address)), "no driver")
-            await refuse_used(self._backend, [function], force)
+            await self._usage.refuse_used([function], force)
             script = Script(f"unbinding {address}", (scripts.unbind_chain(address, driver),))
             await self._run_one(job, adapter, script, [address])
             return Changed(f"Unbound {address} from {driver}")
 
     async def _reset(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
-        async with self._working_on(job, adapter):
+        async with self._workplace.working_on(job, adapter):
             self._picture.look_at(address)
             function = self._inventory.get(address)
             self._check_reset(function, force)
-            await refuse_used(self._backend, [function, *self._vfs(address)], force)
+            await self._usage.refuse_used([function, *self._vfs(address)], force)
             family = [address, *(vf.address for vf in self._vfs(address))]
             await self._run_one(job, adapter, scripts.reset_script(address), family)
             return Changed(f"Reset {address}")
 
     async def _remove(self, job: Job, address: PciAddress, force: bool) -> Result:
         adapter = self._inventory.get(address).adapter
-        async with self._working_on(job, adapter, exclusive=True):
+        async with self._workplace.working_on(job, adapter, exclusive=True):
             await self._picture.refresh(self._picture.family(address))
             function, vfs = self._inventory.get_pf(address), self._vfs(address)
-            await refuse_used(self._backend, [function, *vfs], force)
+            await self._usage.refuse_used([function, *vfs], force)
             family = [*(vf.address for vf in vfs), address]
             script = scripts.remove_script(function.facts, bool(vfs))
             await self._run_one(job, adapter, script, family, vf_count=len(vfs))
@@ -209,16 +219,6 @@ class Lifecycle:
             return Created(f"{len(found)} functions") if found else Unchanged("the rescan found nothing new")
 
     # What they share.
-
-    @asynccontextmanager
-    async def _working_on(self, job: Job, adapter: str, *, exclusive: bool = False) -> AsyncIterator[None]:
-        async with self._executor.lane(adapter, exclusive=exclusive):
-            job.heed_cancel("its turn came")
-            self._picture.begin_job(adapter)
-            try:
-                yield
-            finally:
-                self._picture.end_job(adapter)
 
     async def _run_one(
         self, job: Job, adapter: str, script: Script, family: Sequence[PciAddress], vf_count: int = 0

@@ -7,7 +7,7 @@ has the last word all the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sriovd.backend.base import DriverState, Holder
 from sriovd.core.errors import (
@@ -110,21 +110,24 @@ def check_in_service(function: Function) -> None:
         )
 
 
-def check_unused(functions: Iterable[Function], holders: Mapping[PciAddress, Sequence[Holder]]) -> None:
-    """Whether nobody uses any of `functions`. Raises InUse naming who does."""
-    users = [text for function in functions if (text := _describe_use(function, holders))]
+def check_unused(users: Mapping[PciAddress, str]) -> None:
+    """Whether nobody is in `users`, which describe_use has described. Raises InUse naming who is."""
     if users:
-        more = f" and {len(users) - _NAMED_AT_MOST} more" if len(users) > _NAMED_AT_MOST else ""
+        texts = list(users.values())
+        more = f" and {len(texts) - _NAMED_AT_MOST} more" if len(texts) > _NAMED_AT_MOST else ""
         raise InUse(
-            f"In use: {'; '.join(users[:_NAMED_AT_MOST])}{more}.",
+            f"In use: {'; '.join(texts[:_NAMED_AT_MOST])}{more}.",
             "End that use first, or give the option force.",
         )
 
 
-def _describe_use(function: Function, holders: Mapping[PciAddress, Sequence[Holder]]) -> str:
+def describe_use(function: Function, holders: Mapping[PciAddress, Sequence[Holder]], lease: str) -> str:
+    """Who uses `function`, in words; empty for nobody. `lease`: whose lease it is under, empty if none."""
     held_by = holders.get(function.address)
     if held_by:
         return f"{function} is held open by {', '.join(map(str, held_by))}"
+    if lease:
+        return f"{function} is leased to {lease}"
     if netdev_is_elsewhere(function):
         return f"the network interface of {function} is in another network namespace"
     return ""

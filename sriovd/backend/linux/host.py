@@ -56,6 +56,11 @@ class LinuxBackend:
         system = os.uname()
         return f"{system.sysname} {system.release}"
 
+    def boot_id(self) -> str:
+        """This boot's. Raises OSError."""
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+
     async def start(self) -> None:
         """Listen for events and start the first helpers. Raises OSError."""
         self._monitor.start()

@@ -1,0 +1,238 @@
+"""What outlives the daemon: one SQLite database (WAL, synchronous=FULL).
+
+Rule: an intent is on disk before its first kernel write, its outcome after the last. Who keeps something
+here keeps it in memory too and reads the database once, at start; what it gives is awaited before anybody is
+told. The database is touched by one thread of its own, so that a slow disk never stops the daemon answering.
+
+kill -9 at any moment leaves the last commit. A database that cannot be read is put aside, never deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sriovd.backend.steps import Script
+from sriovd.pci import PciAddress
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_VERSION = 1
+_INTENTS_KEPT = 1000  # ended ones: the trail of what was done
+_SCHEMA = """
+CREATE TABLE intents (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, boot TEXT NOT NULL, begun_usec INTEGER NOT NULL,
+    adapter TEXT NOT NULL, requester TEXT NOT NULL, title TEXT NOT NULL, steps TEXT NOT NULL, outcome TEXT);
+CREATE INDEX open_intents ON intents (id) WHERE outcome IS NULL;
+CREATE TABLE generations (
+    address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, generation INTEGER NOT NULL);
+CREATE TABLE macs (pf TEXT NOT NULL, vf INTEGER NOT NULL, mac TEXT NOT NULL UNIQUE, PRIMARY KEY (pf, vf));
+CREATE TABLE quieted (pf TEXT PRIMARY KEY, boot TEXT NOT NULL);
+CREATE TABLE unsupported (
+    driver TEXT NOT NULL, attribute TEXT NOT NULL, kernel TEXT NOT NULL,
+    PRIMARY KEY (driver, attribute, kernel));
+CREATE TABLE policies (name TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE leases (number INTEGER PRIMARY KEY, boot TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A script that was about to run and whose end nobody has noted: the daemon died meanwhile.
+
+    `steps`: the writes that it consists of, one per line, in order. `same_boot`: whether the kernel that it
+    wrote to still runs.
+    """
+
+    number: int
+    adapter: str
+    requester: str
+    title: str
+    steps: tuple[str, ...]
+    same_boot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The function that was last seen at an address; `identity` counts in its own boot only."""
+
+    same_boot: bool
+    identity: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Everything that was in the database at start."""
+
+    intents: tuple[Intent, ...] = ()
+    generations: Mapping[PciAddress, Generation] = field(default_factory=dict)
+    macs: Mapping[tuple[PciAddress, int], str] = field(default_factory=dict)
+    quieted: frozenset[PciAddress] = frozenset()  # of this boot
+    unsupported: frozenset[tuple[str, str]] = frozenset()  # PF driver and attribute, on this kernel
+    policies: Mapping[str, str] = field(default_factory=dict)
+    leases: tuple[tuple[bool, dict[str, Any]], ...] = ()  # of the same boot?, and the record
+    last_lease: int = 0
+
+
+class Store:
+    """The open database. `path`: its file, or ":memory:". `boot`: this boot's id. `kernel`: the release that
+    runs, because capabilities are the kernel's."""
+
+    def __init__(self, path: str, boot: str, kernel: str) -> None:
+        self._boot = boot
+        self._kernel = kernel
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._database = _open(path)
+
+    def load(self) -> Saved:
+        """What former daemons have left. Called once, before anything else."""
+        rows = self._database.execute
+        return Saved(
+            intents=tuple(
+                Intent(number, adapter, requester, title, tuple(json.loads(steps)), boot == self._boot)
+                for number, boot, adapter, requester, title, steps in rows(
+                    "SELECT id, boot, adapter, requester, title, steps FROM intents WHERE outcome IS NULL"
+                )
+            ),
+            generations={
+                PciAddress.parse(address): Generation(boot == self._boot, identity, generation)
+                for address, boot, identity, generation in rows("SELECT * FROM generations")
+            },
+            macs={(PciAddress.parse(pf), index): mac for pf, index, mac in rows("SELECT * FROM macs")},
+            quieted=frozenset(
+                PciAddress.parse(pf)
+                for (pf,) in rows("SELECT pf FROM quieted WHERE boot = ?", (self._boot,))
+            ),
+            unsupported=frozenset(
+                rows("SELECT driver, attribute FROM unsupported WHERE kernel = ?", (self._kernel,))
+            ),
+            policies=dict(rows("SELECT name, text FROM policies")),
+            leases=tuple(
+                (boot == self._boot, json.loads(record))
+                for boot, record in rows("SELECT boot, record FROM leases ORDER BY number")
+            ),
+            last_lease=_counter(self._database, "lease"),
+        )
+
+    async def close(self) -> None:
+        """Finish what was given and close the file."""
+        await self._do(self._database.close)
+        self._thread.shutdown()
+
+    async def begin(self, adapter: str, requester: str, script: Script) -> int:
+        """Note that `script` is about to run; the number of its intent."""
+        steps = [str(step) for chain in script.chains for step in chain.steps if step.writes]
+        row = (self._boot, _now_usec(), adapter, requester, script.title, json.dumps(steps))
+        statement = (
+            "INSERT INTO intents (boot, begun_usec, adapter, requester, title, steps)"
+            " VALUES (?, ?, ?, ?, ?, ?)"
+        )
+        return await self._do(lambda: int(self._database.execute(statement, row).lastrowid or 0))
+
+    async def finish(self, intent: int, outcome: str) -> None:
+        """Note how it ended, in a sentence; the oldest ended ones are forgotten."""
+        await self._write(
+            ("UPDATE intents SET outcome = ? WHERE id = ?", (outcome, intent)),
+            (
+                "DELETE FROM intents WHERE outcome IS NOT NULL AND id <= ?",
+                (intent - _INTENTS_KEPT,),
+            ),
+        )
+
+    async def put_generations(self, rows: Mapping[PciAddress, tuple[int, int]]) -> None:
+        """Identity and generation of functions that have appeared."""
+        statement = "INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)"
+        await self._write(*((statement, (str(each), self._boot, *row)) for each, row in rows.items()))
+
+    async def put_macs(self, rows: Mapping[tuple[PciAddress, int], str]) -> None:
+        """Administrative MAC addresses that have been given to places, for ever."""
+        statement = "INSERT OR REPLACE INTO macs VALUES (?, ?, ?)"
+        await self._write(*((statement, (str(pf), index, mac)) for (pf, index), mac in rows.items()))
+
+    async def put_quieted(self, pf: PciAddress, quieted: bool) -> None:
+        """Whether it was sriovd that turned sriov_drivers_autoprobe of `pf` off."""
+        if quieted:
+            await self._write(("INSERT OR REPLACE INTO quieted VALUES (?, ?)", (str(pf), self._boot)))
+        else:
+            await self._write(("DELETE FROM quieted WHERE pf = ?", (str(pf),)))
+
+    async def put_unsupported(self, driver: str, attribute: str) -> None:
+        """The PF driver `driver` cannot set `attribute`."""
+        row = (driver, attribute, self._kernel)
+        await self._write(("INSERT OR REPLACE INTO unsupported VALUES (?, ?, ?)", row))
+
+    async def put_policies(self, texts: Mapping[str, str]) -> None:
+        """The last good text of every policy file; others are forgotten."""
+        rows = (("INSERT INTO policies VALUES (?, ?)", each) for each in texts.items())
+        await self._write(("DELETE FROM policies", ()), *rows)
+
+    async def put_lease(self, number: int, record: Mapping[str, Any]) -> None:
+        """A lease as it is now."""
+        row = (number, self._boot, json.dumps(record))
+        counter = "INSERT INTO counters VALUES ('lease', ?) ON CONFLICT DO UPDATE SET value = max(value, ?)"
+        await self._write(
+            ("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", row), (counter, (number, number))
+        )
+
+    async def forget_lease(self, number: int) -> None:
+        """The lease has ended."""
+        await self._write(("DELETE FROM leases WHERE number = ?", (number,)))
+
+    async def _write(self, *statements: tuple[str, Sequence[Any]]) -> None:
+        """All of `statements` or none."""
+
+        def write() -> None:
+            with self._database:
+                self._database.execute("BEGIN")
+                for statement, row in statements:
+                    self._database.execute(statement, row)
+
+        await self._do(write)
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _open(path: str) -> sqlite3.Connection:
+    """The database at `path`, made if there is none; one that is no database is put aside."""
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) or not os.path.exists(path):
+            raise OSError(f"{path} cannot be opened: {error}") from error
+        aside = f"{path}.broken-{time.time_ns()}"
+        os.rename(path, aside)
+        _log.error("%s cannot be read (%s) and was put aside as %s", path, error, aside)
+        return _connect(path)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    elif version != _VERSION:
+        raise OSError(f"{path} is of version {version}; this sriovd reads version {_VERSION}")
+    return database
+
+
+def _counter(database: sqlite3.Connection, name: str) -> int:
+    row = database.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _now_usec() -> int:
+    return time.time_ns() // 1000
