@@ -1,0 +1,130 @@
+"""The record of a lease: whose it is, where its VF is, and how it stands.
+
+Rule: a record is a value and says only what must outlive the daemon. What comes back from the store is
+believed no more than what a stranger wrote: a record that does not make sense is refused, never repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from sriovd.core import rules
+from sriovd.core.errors import InvalidArgument
+from sriovd.pci import PciAddress
+
+_NAME = re.compile(r"[ -~]{1,64}", re.ASCII)
+_LARGEST_NUMBER = 2**63 - 1  # an SQLite integer
+_LARGEST_UID = 2**32 - 2  # (uid_t)-1 is nobody's (chown(2))
+_LARGEST_INDEX = 2**16 - 2  # NumVFs has 16 bits (PCIe base specification, SR-IOV capability)
+
+
+class LeaseState(StrEnum):
+    """Where a lease stands. README.md, section Leases, has the whole life cycle."""
+
+    PREPARING = "preparing"  # the VF is chosen, and being bound and handed over
+    ACTIVE = "active"  # the owner may use it
+    ABSENT = "absent"  # the VF does not exist at the moment; the lease waits for it
+    RELEASING = "releasing"  # the owner may no longer open it; waits until nobody holds it open
+    CLEANING = "cleaning"  # reset, attributes and driver put back
+    RELEASED = "released"  # over; the VF is free
+    FAILED = "failed"  # preparing or cleaning did not work; the VF is quarantined
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One VF, lent to one owner. The owner is `uid` and `name`; the place is `pf` and `index`, which survive
+    that the VF is destroyed and made again, while its address may change."""
+
+    number: int  # 1 and up, never used again
+    uid: int  # of the owner
+    name: str  # that the owner has chosen, see check_name
+    pf: PciAddress
+    index: int  # of the VF, 0-based
+    generation: int  # of the VF that it was prepared for (core.inventory.Function)
+    driver: str  # what the VF is bound to for the owner, as Bind takes it
+    held_by_descriptor: bool  # it ends when the last copy of the owner's descriptor is closed
+    state: LeaseState
+    reason: str = ""  # why it is in that state; never empty when it has failed
+
+    def __str__(self) -> str:
+        return f"lease {self.number} (VF {self.index} of {self.pf})"
+
+    def to_dict(self) -> dict[str, int | str | bool]:
+        """The record as JSON has it: the address and the state are text."""
+        return asdict(self) | {"pf": str(self.pf), "state": self.state.value}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Lease:
+        """The inverse of to_dict. Raises ValueError naming the field when one is missing, unknown, of the
+        wrong type or out of its range."""
+        if data.keys() != _FIELDS.keys():
+            odd = ", ".join(sorted(map(repr, data.keys() ^ _FIELDS.keys())))
+            raise ValueError(f"a lease record has fields too many or too few: {odd}")
+        fields: dict[str, Any] = {field: _parse(field, data[field]) for field in _FIELDS}
+        lease = cls(**fields)
+        if lease.state is LeaseState.FAILED and not lease.reason:
+            raise ValueError("a lease record's reason is missing, though the lease has failed")
+        return lease
+
+
+def check_name(name: str) -> None:
+    """Whether `name` can be an owner's: 1 to 64 printable ASCII characters. Raises InvalidArgument."""
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name[:64]!r} cannot name the owner of a lease.", "Give 1 to 64 printable ASCII characters."
+        )
+
+
+def _parse(field: str, value: object) -> object:
+    try:
+        return _FIELDS[field](value)
+    except (ValueError, InvalidArgument) as error:
+        raise ValueError(f"a lease record's {field} is wrong: {error}") from error
+
+
+def _whole(lowest: int, highest: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if type(value) is not int or not lowest <= value <= highest:  # True is no number here
+            raise ValueError(f"{value!r} is not a whole number from {lowest} to {highest}")
+        return value
+
+    return parse
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _checked(check: Callable[[str], None]) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        text = _text(value)
+        check(text)
+        return text
+
+    return parse
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+_FIELDS: dict[str, Callable[[object], object]] = {
+    "number": _whole(1, _LARGEST_NUMBER),
+    "uid": _whole(0, _LARGEST_UID),
+    "name": _checked(check_name),
+    "pf": lambda value: PciAddress.parse(_text(value)),
+    "index": _whole(0, _LARGEST_INDEX),
+    "generation": _whole(1, _LARGEST_NUMBER),
+    "driver": _checked(rules.check_driver_name),
+    "held_by_descriptor": _flag,
+    "state": lambda value: LeaseState(_text(value)),
+    "reason": _text,
+}
