@@ -207,6 +207,20 @@ class Backend(Protocol):
     async def find_holders(self, addresses: Sequence[PciAddress]) -> Mapping[PciAddress, Sequence[Holder]]:
         """The processes that hold the VFIO group (or device) of each address open; absent: nobody."""
 
+    def hand_over(self, address: PciAddress, uid: int) -> None:
+        """Let the user `uid`, besides root, open the VFIO group of the function at `address`. Raises OSError:
+        ENOENT when there is none (not on vfio-pci)."""
+
+    def take_back(self, group: int) -> None:
+        """Let nobody but root open that VFIO group; one that does not exist is fine. Raises OSError."""
+
+    def open_group(self, group: int) -> int:
+        """A descriptor of that VFIO group, which the caller closes. Raises OSError: EBUSY when it is open
+        already."""
+
+    def list_group(self, group: int) -> Sequence[str]:
+        """The names of the devices in that IOMMU group, SR-IOV or not."""
+
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> Run:
         """Execute `script` on `adapter` (a PCI slot's text); `on_result` is called after every chain."""
 

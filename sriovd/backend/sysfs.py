@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -81,6 +81,13 @@ class SysfsReader:
                 return {}
             raise _unreadable(error, path) from error
         return {index: address for index, address in sorted(found.items()) if address is not None}
+
+    def list_group(self, group: int) -> Sequence[str]:
+        """The names of the devices in an IOMMU group; none when there is no such group."""
+        try:
+            return sorted(os.listdir(f"{self.root}/kernel/iommu_groups/{group}/devices"))
+        except FileNotFoundError:
+            return ()
 
     def read_function(self, address: PciAddress) -> FunctionFacts | None:
         """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""

@@ -119,6 +119,12 @@ def restrict(before: VfAttributes, wish: VfAttributes) -> VfAttributes:
     return VfAttributes(**{name: getattr(before, name) for name in touched})
 
 
+def restrict_to_told(wish: VfAttributes, have: VfAttributes) -> VfAttributes:
+    """The part of `wish` that the kernel could show."""
+    untold = {name for attribute in list_untold(wish, have) for name in FIELDS_OF[attribute]}
+    return replace(wish, **dict.fromkeys(untold))  # type: ignore[arg-type]
+
+
 def describe(wish: VfAttributes, have: VfAttributes | None = None) -> str:
     """What would change, for people: `vlan 0 to 100, trust off`."""
     parts = []

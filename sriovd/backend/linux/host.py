@@ -5,11 +5,14 @@ Rule: wiring only. What it reads comes from sysfs.py, what can block goes to the
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from sriovd.backend.base import DriverState, FunctionFacts, Holder, KernelEvent, Leftover
+from sriovd.backend.linux.handover import ROOT_UID, give_node, open_node
 from sriovd.backend.linux.helpers import HelperPool
 from sriovd.backend.linux.holders import vfio_nodes
 from sriovd.backend.linux.modules import ModuleCatalog
@@ -112,6 +115,26 @@ class LinuxBackend:
             for address, own_paths in nodes.items()
         }
         return {address: tuple(sorted(those, key=_pid)) for address, those in holders.items() if those}
+
+    def hand_over(self, address: PciAddress, uid: int) -> None:
+        """Give the node of the function's VFIO group to `uid`. Raises OSError."""
+        facts = self._reader.read_function(address)
+        if facts is None or facts.iommu_group is None:
+            raise OSError(errno.ENOENT, f"{address} has no IOMMU group")
+        give_node(self._vfio_directory, facts.iommu_group, uid)
+
+    def take_back(self, group: int) -> None:
+        """Give the node of that VFIO group back to root. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            give_node(self._vfio_directory, group, ROOT_UID)
+
+    def open_group(self, group: int) -> int:
+        """A descriptor of that VFIO group. Raises OSError."""
+        return open_node(self._vfio_directory, group)
+
+    def list_group(self, group: int) -> Sequence[str]:
+        """The names of the devices in that IOMMU group."""
+        return self._reader.list_group(group)
 
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> ScriptRun:
         """Execute `script` by a helper process. `finished` has the chains that were tried."""

@@ -46,6 +46,7 @@ class Lease:
     index: int  # of the VF, 0-based
     generation: int  # of the VF that it was prepared for (core.inventory.Function)
     driver: str  # what the VF is bound to for the owner, as Bind takes it
+    home: str  # what it was bound to before; "none" for nothing
     held_by_descriptor: bool  # it ends when the last copy of the owner's descriptor is closed
     state: LeaseState
     reason: str = ""  # why it is in that state; never empty when it has failed
@@ -124,6 +125,7 @@ _FIELDS: dict[str, Callable[[object], object]] = {
     "index": _whole(0, _LARGEST_INDEX),
     "generation": _whole(1, _LARGEST_NUMBER),
     "driver": _checked(rules.check_driver_name),
+    "home": _checked(rules.check_driver_name),
     "held_by_descriptor": _flag,
     "state": lambda value: LeaseState(_text(value)),
     "reason": _text,

@@ -17,6 +17,7 @@ from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
 from sriovd.core.creator import Creator
 from sriovd.core.errors import PolicyConflict
+from sriovd.core.execute import Executor
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job
@@ -44,6 +45,7 @@ class Hands:
 
     inventory: Inventory
     picture: Picture
+    executor: Executor
     usage: Usage
     capabilities: Capabilities
     identities: Identities
