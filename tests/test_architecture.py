@@ -45,9 +45,16 @@ LIBRARIES = {
     "pyudev": ("sriovd.backend.linux",),
     "systemd": ("sriovd.daemon", "sriovd.__main__"),
 }
-# Parts of the standard library that some may not have: the model knows no files, no time and no waiting.
+# Parts of the standard library that some may not have: the model and a policy's meaning know no
+# files, no time and no waiting.
+NO_FILES_NO_TIME = ("asyncio", "os", "pathlib", "socket", "subprocess", "threading", "time")
+PURE_POLICY = (
+    "combine", "document", "globs", "locate", "match", "model", "problems", "ranges", "reading", "schema",
+    "tables", "wish_rules",
+)  # fmt: skip
 FORBIDDEN = {
-    "sriovd.backend.model": ("asyncio", "os", "pathlib", "socket", "subprocess", "threading", "time")
+    "sriovd.backend.model": NO_FILES_NO_TIME,
+    **{f"sriovd.core.policy.{name}": NO_FILES_NO_TIME for name in PURE_POLICY},
 }
 
 
@@ -122,7 +129,10 @@ PLANTED = [
     ("sriovd.core.rules", "from sriovd.bus.errors import BusRefusal"),
     ("sriovd.core.rules", "from sriovd import daemon"),
     ("sriovd.core.rules", "import dbus_next"),
+    ("sriovd.core.rules", "import msgspec"),
     ("sriovd.core.rules", "from .errors import Stuck"),
+    ("sriovd.core.policy.reading", "import os"),
+    ("sriovd.core.policy.policy_set", "from sriovd.bus.verbs import Verbs"),
     ("sriovd.core.rules", "def later():\n    from sriovd.backend.linux.host import LinuxBackend"),
     ("sriovd.core.rules", "if TYPE_CHECKING:\n    from sriovd.bus.verbs import Verbs"),
     ("sriovd.bus.verbs", "from sriovd.backend.linux.host import LinuxBackend"),

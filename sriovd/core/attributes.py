@@ -119,6 +119,14 @@ def restrict(before: VfAttributes, wish: VfAttributes) -> VfAttributes:
     return VfAttributes(**{name: getattr(before, name) for name in touched})
 
 
+def clash(says: VfAttributes, wish: VfAttributes) -> VfAttributes:
+    """The part of `says` that `wish` contradicts."""
+    names = [name for name in FIELD_NAMES if getattr(wish, name) is not None]
+    return VfAttributes(
+        **{name: getattr(says, name) for name in names if getattr(says, name) != getattr(wish, name)}
+    )
+
+
 def restrict_to_told(wish: VfAttributes, have: VfAttributes) -> VfAttributes:
     """The part of `wish` that the kernel could show."""
     untold = {name for attribute in list_untold(wish, have) for name in FIELDS_OF[attribute]}

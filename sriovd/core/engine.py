@@ -14,6 +14,8 @@ from sriovd.backend.base import Backend
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
+from sriovd.core.converge.apply import Applier, Hands
+from sriovd.core.converge.keeper import PolicyKeeper
 from sriovd.core.creator import Creator
 from sriovd.core.errors import SriovdError
 from sriovd.core.execute import Executor
@@ -24,8 +26,6 @@ from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
-from sriovd.core.policy.apply import Applier, Hands
-from sriovd.core.policy.keeper import PolicyKeeper
 from sriovd.core.store import Store
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace

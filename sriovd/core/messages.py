@@ -23,6 +23,10 @@ class Message(StrEnum):
     ADAPTER_UNSTUCK = "5232959913f144779670859b2d5eb330"
     QUARANTINED = "d43a7d59e54d4309aeeee1f43537b2ff"
     EVENTS_LOST = "e19868b2cda148739e4cca9175e1095c"
+    POLICY_IN_SYNC = "0d4b1a6c8e5f4f2d9b3a7c61e2f08d15"
+    POLICY_DRIFT = "7f2c9e1b4a6d4c3e8d5b0a91f3e7c264"
+    POLICY_BROKEN = "b8e3d5a1c7f94e60a2d18f4c6b9e0372"
+    LEASE = "c4a19d7e2b8f4a53915e6d3f0b7c8a26"
 
 
 FIELDS_ATTRIBUTE = "journal_fields"  # of a LogRecord: extra journal fields by name
@@ -32,6 +36,8 @@ _LEVELS = {
     Message.ADAPTER_STUCK: logging.ERROR,
     Message.QUARANTINED: logging.ERROR,
     Message.EVENTS_LOST: logging.WARNING,
+    Message.POLICY_DRIFT: logging.WARNING,
+    Message.POLICY_BROKEN: logging.ERROR,
 }
 
 

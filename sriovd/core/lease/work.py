@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from sriovd.backend.base import Backend
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import attributes, rules, scripts
+from sriovd.core.converge.apply import Hands
+from sriovd.core.converge.keeper import PolicyKeeper
+from sriovd.core.converge.plan import NETWORK_CLASS
 from sriovd.core.errors import (
     BackendFailed,
     InUse,
@@ -28,9 +31,6 @@ from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
 from sriovd.core.lease.cdi import cdi_document, cdi_filename
 from sriovd.core.lease.record import Lease
-from sriovd.core.policy.apply import Hands
-from sriovd.core.policy.keeper import PolicyKeeper
-from sriovd.core.policy.plan import NETWORK_CLASS
 from sriovd.core.results import Changed, Result
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace

@@ -19,7 +19,7 @@ from sriovd.core.capabilities import cannot_set
 from sriovd.core.configurer import untold_by
 from sriovd.core.errors import InUse, NotSupported, SriovdError
 from sriovd.core.inventory import Function
-from sriovd.core.policy.model import Policy
+from sriovd.core.policy.model import PfWish
 from sriovd.core.scripts import NONE, is_satisfied
 from sriovd.pci import PciAddress
 
@@ -33,6 +33,14 @@ class Action(StrEnum):
     CREATE = "create-vfs"
     CONFIGURE = "set-attributes"
     BIND = "bind"
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What a PF shall look like. `source`: the policies that say so, for people."""
+
+    source: str
+    wish: PfWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +84,10 @@ class PfState:
     kept: frozenset[int] = frozenset()
 
 
-def plan_pf(state: PfState, policy: Policy, force: bool = False) -> tuple[PlanStep, ...]:
+def plan_pf(state: PfState, desired: Desired, force: bool = False) -> tuple[PlanStep, ...]:
     """The steps, up to the first that cannot be done."""
     steps: list[PlanStep] = []
-    for step in _propose(state, policy, force):
+    for step in _propose(state, desired, force):
         steps.append(step)
         if step.refusal is not None:
             break
@@ -92,37 +100,37 @@ def digest(steps: Sequence[PlanStep]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def wants_stable_macs(pf: Function, policy: Policy) -> bool:
+def wants_stable_macs(pf: Function, desired: Desired) -> bool:
     """Whether VFs of `pf` get addresses of their own for ever: NICs do."""
-    return policy.num_vfs is not None and pf.facts.class_code >> 16 == NETWORK_CLASS
+    return desired.wish.num_vfs is not None and pf.facts.class_code >> 16 == NETWORK_CLASS
 
 
-def wished_attributes(pf: Function, policy: Policy, index: int, macs: Mapping[int, str]) -> VfAttributes:
+def wished_attributes(pf: Function, desired: Desired, index: int, macs: Mapping[int, str]) -> VfAttributes:
     """What the policy wishes VF `index` to be, its stable address included."""
-    wish = policy.vf(index)
-    stable = wish.stable_mac or (wish.attributes.mac is None and wants_stable_macs(pf, policy))
+    wish = desired.wish.vf(index)
+    stable = wish.stable_mac or (wish.attributes.mac is None and wants_stable_macs(pf, desired))
     return replace(wish.attributes, mac=macs[index]) if stable and index in macs else wish.attributes
 
 
-def _propose(state: PfState, policy: Policy, force: bool) -> Iterator[PlanStep]:
-    have, wanted = len(state.vfs), policy.num_vfs
+def _propose(state: PfState, desired: Desired, force: bool) -> Iterator[PlanStep]:
+    have, wanted = len(state.vfs), desired.wish.num_vfs
     if wanted is None or wanted == have:
-        yield from _configure(state, policy, range(have))
-        yield from _bind(state, policy, force)
+        yield from _configure(state, desired, range(have))
+        yield from _bind(state, desired, force)
         return
-    why = f"{policy.source} wants {wanted}, there are {have}"
+    why = f"{desired.source} wants {wanted}, there are {have}"
     if have:
         refusal = None if force else _refuse_users(state.users, "destroying them")
         text = f"destroy the {have} VFs"
         yield PlanStep(state.pf.address, Action.DESTROY, text, why, refusal, count=have)
     if wanted:
-        yield from _create(replace(state, vfs={}, users={}, kept=frozenset()), policy, wanted, why)
+        yield from _create(replace(state, vfs={}, users={}, kept=frozenset()), desired, wanted, why)
 
 
-def _create(state: PfState, policy: Policy, wanted: int, why: str) -> Iterator[PlanStep]:
+def _create(state: PfState, desired: Desired, wanted: int, why: str) -> Iterator[PlanStep]:
     """New VFs: bound by the step that makes them where nothing has to come in between."""
-    wishes = _wishes(state, policy, range(wanted))
-    drivers = {policy.vf(index).driver for index in range(wanted)}
+    wishes = _wishes(state, desired, range(wanted))
+    drivers = {desired.wish.vf(index).driver for index in range(wanted)}
     at_once = drivers.pop() if len(drivers) == 1 and not wishes else None
     text = f"make {wanted} VFs" + (f" on {at_once}" if at_once else "")
     refusal = _refusal_of(lambda: rules.check_vf_count(state.pf, 0, wanted))
@@ -132,24 +140,24 @@ def _create(state: PfState, policy: Policy, wanted: int, why: str) -> Iterator[P
     if wishes:
         blank = {index: VfAttributes() for index in range(wanted)}
         fresh = replace(state, attributes=None if state.attributes is None else blank)
-        yield from _configure(fresh, policy, range(wanted), new=True)
+        yield from _configure(fresh, desired, range(wanted), new=True)
     if not at_once:
-        yield from _bind_groups(state, policy, range(wanted), "new VFs", None)
+        yield from _bind_groups(state, desired, range(wanted), "new VFs", None)
 
 
-def _wishes(state: PfState, policy: Policy, indexes: Iterable[int]) -> dict[int, VfAttributes]:
-    named = {index: wished_attributes(state.pf, policy, index, state.macs) for index in indexes}
+def _wishes(state: PfState, desired: Desired, indexes: Iterable[int]) -> dict[int, VfAttributes]:
+    named = {index: wished_attributes(state.pf, desired, index, state.macs) for index in indexes}
     return {index: wish for index, wish in named.items() if any(wish.items())}
 
 
 def _configure(
-    state: PfState, policy: Policy, indexes: Iterable[int], *, new: bool = False
+    state: PfState, desired: Desired, indexes: Iterable[int], *, new: bool = False
 ) -> Iterator[PlanStep]:
-    wishes = _wishes(state, policy, indexes)
+    wishes = _wishes(state, desired, indexes)
     if not wishes:
         return
     if state.attributes is None:
-        yield _without_interface(state.pf, policy, wishes)
+        yield _without_interface(state.pf, desired, wishes)
         return
     have = state.attributes
     open_ones = {
@@ -160,17 +168,17 @@ def _configure(
     for index, wish in open_ones.items():
         text = f"VF {index}: {attributes.describe(wish, None if new else have[index])}"
         refusal = _refuse_attributes(state, wish, have[index], new)
-        why = f"{policy.source} says so"
+        why = f"{desired.source} says so"
         yield PlanStep(state.pf.address, Action.CONFIGURE, text, why, refusal, wishes={index: wish})
 
 
-def _without_interface(pf: Function, policy: Policy, wishes: Mapping[int, VfAttributes]) -> PlanStep:
+def _without_interface(pf: Function, desired: Desired, wishes: Mapping[int, VfAttributes]) -> PlanStep:
     refusal = NotSupported(
         f"PF {pf.address} has no network interface, and only through one VF attributes can be set.",
-        "Leave the attributes out of the policy, or bind the PF's network driver.",
+        "Leave the attributes out of the desired, or bind the PF's network driver.",
     )
     text = f"set attributes of {len(wishes)} VFs"
-    return PlanStep(pf.address, Action.CONFIGURE, text, f"{policy.source} says so", refusal, wishes=wishes)
+    return PlanStep(pf.address, Action.CONFIGURE, text, f"{desired.source} says so", refusal, wishes=wishes)
 
 
 def _refuse_attributes(
@@ -184,29 +192,29 @@ def _refuse_attributes(
     return untold_by(state.pf, untold) if untold else None
 
 
-def _bind(state: PfState, policy: Policy, force: bool) -> Iterator[PlanStep]:
+def _bind(state: PfState, desired: Desired, force: bool) -> Iterator[PlanStep]:
     """Existing VFs that are on another driver than the policy's."""
     astray = [
         index
         for index, vf in sorted(state.vfs.items())
-        if index not in state.kept and not _is_on(vf, policy.vf(index).driver)
+        if index not in state.kept and not _is_on(vf, desired.wish.vf(index).driver)
     ]
     used = {index: state.users[index] for index in astray if index in state.users}
     refusal = None if force else _refuse_users(used, "rebinding")
-    yield from _bind_groups(state, policy, astray, _describe_drivers(state, astray), refusal)
+    yield from _bind_groups(state, desired, astray, _describe_drivers(state, astray), refusal)
 
 
 def _bind_groups(
-    state: PfState, policy: Policy, indexes: Iterable[int], found: str, refusal: SriovdError | None
+    state: PfState, desired: Desired, indexes: Iterable[int], found: str, refusal: SriovdError | None
 ) -> Iterator[PlanStep]:
     groups: dict[str, list[int]] = {}
     for index in indexes:
-        driver = policy.vf(index).driver
+        driver = desired.wish.vf(index).driver
         if driver:
             groups.setdefault(driver, []).append(index)
     for driver, members in groups.items():
         text = f"bind VFs {format_indexes(members)} to {driver}"
-        why = f"{policy.source} says so; {found}"
+        why = f"{desired.source} says so; {found}"
         yield PlanStep(
             state.pf.address, Action.BIND, text, why, refusal, driver=driver, indexes=tuple(members)
         )  # fmt: skip

@@ -15,6 +15,16 @@ from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
+from sriovd.core.converge.plan import (
+    NETWORK_CLASS,
+    Action,
+    Desired,
+    PfState,
+    PlanStep,
+    digest,
+    plan_pf,
+    wants_stable_macs,
+)
 from sriovd.core.creator import Creator
 from sriovd.core.errors import PolicyConflict
 from sriovd.core.execute import Executor
@@ -22,16 +32,6 @@ from sriovd.core.identities import Identities
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job
 from sriovd.core.picture import Picture
-from sriovd.core.policy.model import Policy
-from sriovd.core.policy.plan import (
-    NETWORK_CLASS,
-    Action,
-    PfState,
-    PlanStep,
-    digest,
-    plan_pf,
-    wants_stable_macs,
-)
 from sriovd.core.results import Changed, Result, Unchanged
 from sriovd.core.usage import Usage
 from sriovd.pci import PciAddress
@@ -60,33 +60,33 @@ class Applier:
     def __init__(self, hands: Hands) -> None:
         self._hands = hands
 
-    async def plan(self, pf: PciAddress, policy: Policy, force: bool) -> tuple[PlanStep, ...]:
+    async def plan(self, pf: PciAddress, desired: Desired, force: bool) -> tuple[PlanStep, ...]:
         """The steps for `pf` now. Raises NoSuchFunction, Stuck, BackendFailed."""
-        state = await self._survey(pf, policy)
-        steps = plan_pf(state, policy, force)
+        state = await self._survey(pf, desired)
+        steps = plan_pf(state, desired, force)
         if force or not any(step.action in _TOUCHING and state.vfs for step in steps):
             return steps
         users = await self._hands.usage.users_of(list(state.vfs.values()))
         named = {index: users[vf.address] for index, vf in state.vfs.items() if vf.address in users}
-        return plan_pf(replace(state, users=named), policy, force)
+        return plan_pf(replace(state, users=named), desired, force)
 
     async def apply(
-        self, job: Job, pf: PciAddress, policy: Policy, force: bool, expected: str | None = None
+        self, job: Job, pf: PciAddress, desired: Desired, force: bool, expected: str | None = None
     ) -> Result:
         """Plan and carry out. `expected`: the digest of the plan that was shown. Raises PolicyConflict when
         another comes out, and whatever refuses a step."""
         await self._hands.picture.refresh(self._hands.picture.family(pf))
-        steps = await self.plan(pf, policy, force)
+        steps = await self.plan(pf, desired, force)
         if expected is not None and digest(steps) != expected:
             raise PolicyConflict(
                 f"The plan for {pf} has changed since it was shown: {describe_steps(steps)}",
                 "Ask for it again with Plan.",
             )
         if not steps:
-            return Unchanged(f"{pf} is as {policy.source} says")
+            return Unchanged(f"{pf} is as {desired.source} says")
         for action, group in groupby(steps, key=lambda step: step.action):
             await self._carry_out(job, action, list(group), force)
-        return Changed(f"{pf} is as {policy.source} says now, after {len(steps)} steps")
+        return Changed(f"{pf} is as {desired.source} says now, after {len(steps)} steps")
 
     async def _carry_out(self, job: Job, action: Action, steps: Sequence[PlanStep], force: bool) -> None:
         for step in steps:
@@ -111,12 +111,14 @@ class Applier:
         addresses = [vfs[index] for index in step.indexes if index in vfs]
         await self._hands.binder.bind_all(job, pf.adapter, addresses, step.driver, force)
 
-    async def _survey(self, address: PciAddress, policy: Policy) -> PfState:
+    async def _survey(self, address: PciAddress, desired: Desired) -> PfState:
         hands, places = self._hands, self._hands.inventory.vfs_of(address)
         pf = hands.inventory.get_pf(address)
         vfs = {index: hands.inventory.get(vf) for index, vf in sorted(places.items())}
-        count = policy.num_vfs if policy.num_vfs is not None else len(vfs)
-        stable = wants_stable_macs(pf, policy) or any(policy.vf(index).stable_mac for index in range(count))
+        count = desired.wish.num_vfs if desired.wish.num_vfs is not None else len(vfs)
+        stable = wants_stable_macs(pf, desired) or any(
+            desired.wish.vf(index).stable_mac for index in range(count)
+        )
         return PfState(
             pf=pf,
             vfs=vfs,

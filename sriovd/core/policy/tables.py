@@ -1,0 +1,107 @@
+"""Reads one table of a policy by its declaration in the schema.
+
+Rule: every key is looked at by itself, so that one wrong key does not hide the next; what is wrong is noted,
+left out, and the rest is used. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any, cast, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from sriovd.core.policy.document import Document
+from sriovd.core.policy.locate import Path
+from sriovd.core.policy.problems import Findings, show, suggest
+from sriovd.core.policy.schema import TABLES
+
+
+class TableReader:
+    """Reads tables of one document and notes in `findings` what is wrong."""
+
+    def __init__(self, document: Document, findings: Findings) -> None:
+        self.document = document
+        self.findings = findings
+        self.unreadable: set[str] = set()  # fields whose value is wrong, so that nobody calls them missing
+
+    def blame(self, path: Path, message: str, suggestion: str = "") -> None:
+        """Note what is wrong at `path`."""
+        self.findings.add(self.document.place(path).problem(message, suggestion))
+
+    def read_table(self, path: Path, value: object) -> Mapping[str, Any]:
+        """`value`, if it is a table; an empty one if not."""
+        if isinstance(value, dict):
+            return value
+        self.blame(path, f"{show(value)} is not a table")
+        return {}
+
+    def check_keys(self, path: Path, table: Mapping[str, Any], known: Mapping[str, object]) -> None:
+        """Note every key of `table` that is not among `known`."""
+        for key in table:
+            if key not in known and not self.findings.full:
+                self.blame((*path, key), "unknown key", _suggest_key(key, known))
+
+    def read(self, kind: type[Struct], path: Path, value: object) -> dict[str, Any]:
+        """The values of the table at `path` that are right, by the fields' names in `kind`."""
+        table = self.read_table(path, value)
+        fields = {each.encode_name: each for each in msgspec.structs.fields(kind)}
+        self.check_keys(path, table, fields)
+        read = {}
+        for key, each in fields.items():
+            if key in table:
+                found = self._read_value((*path, key), each.type, table[key])
+                if found is None:
+                    self.unreadable.add(each.name)
+                else:
+                    read[each.name] = found
+        return read
+
+    def _read_value(self, path: Path, kind: object, value: object) -> object | None:
+        if get_origin(kind) is tuple:
+            return self._read_choices(path, get_args(kind)[0], value)
+        wanted = next(each for each in get_args(kind) if each is not NoneType)
+        return self._convert(path, wanted, value)
+
+    def _read_choices(self, path: Path, kind: object, value: object) -> object | None:
+        """A value, or a list of values any of which will do."""
+        if value == []:
+            self.blame(path, "an empty list matches nothing", "leave the key out to match anything")
+            return None
+        if not isinstance(value, list):
+            found = [self._convert(path, kind, value)]
+        else:
+            found = [self._convert((*path, index), kind, each) for index, each in enumerate(value)]
+        return None if None in found else tuple(found)
+
+    def _convert(self, path: Path, kind: object, value: object) -> object | None:
+        try:
+            converted: object = msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            suggestion = "write it without quotes" if _is_right_without_quotes(value, kind) else ""
+            self.blame(path, f"{show(value)} is not {_describe(kind)}", suggestion)
+            return None
+        return converted
+
+
+def _describe(kind: object) -> str:
+    return str(cast(Any, kind).__metadata__[-1].description)
+
+
+def _is_right_without_quotes(value: object, kind: object) -> bool:
+    try:
+        msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        return False
+    return isinstance(value, str)
+
+
+def _suggest_key(key: str, known: Mapping[str, object]) -> str:
+    name = key.replace("_", "-")
+    for place, kind in TABLES.items():
+        names = {each.encode_name for each in msgspec.structs.fields(kind)}
+        if name in names and not names & known.keys():
+            return f"{name} belongs in [{place}]"
+    return suggest(key, known)
