@@ -208,8 +208,8 @@ class Backend(Protocol):
         """The processes that hold the VFIO group (or device) of each address open; absent: nobody."""
 
     def hand_over(self, address: PciAddress, uid: int) -> None:
-        """Let the user `uid`, besides root, open the VFIO group of the function at `address`. Raises OSError:
-        ENOENT when there is none (not on vfio-pci)."""
+        """Let the user `uid`, besides root, open the VFIO group of the function at `address`. Raises
+        OSError: ENOENT when there is none (not on vfio-pci)."""
 
     def take_back(self, group: int) -> None:
         """Let nobody but root open that VFIO group; one that does not exist is fine. Raises OSError."""

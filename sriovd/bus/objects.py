@@ -5,15 +5,18 @@ Rule: reads core, writes the tree, decides nothing. A change in core becomes a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from sriovd.bus.errors import reply_for
 from sriovd.bus.paths import encode_path_element
 from sriovd.bus.tree import NoSuchObject, Tree
+from sriovd.core.converge.keeper import Standing
 from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
 from sriovd.core.jobs import Job, JobRegistry
+from sriovd.core.lease.cdi import qualified_name
+from sriovd.core.lease.record import Lease
 from sriovd.pci import PciAddress
 
 ROOT = "/org/sriovd1"
@@ -25,6 +28,7 @@ FUNCTION = "org.sriovd1.Function"
 PHYSICAL_FUNCTION = "org.sriovd1.PhysicalFunction"
 VIRTUAL_FUNCTION = "org.sriovd1.VirtualFunction"
 JOB = "org.sriovd1.Job"
+LEASE_INTERFACE = "org.sriovd1.Lease"
 SIMULATOR_INTERFACE = "org.sriovd1.Simulator"
 
 _PATHS_KEPT = 1024
@@ -49,7 +53,12 @@ def job_path(number: int) -> str:
     return f"{ROOT}/job/{number}"
 
 
-def function_interfaces(function: Function, num_vfs: int) -> Interfaces:
+def lease_path(number: int) -> str:
+    """The object of the lease of that number."""
+    return f"{ROOT}/lease/{number}"
+
+
+def function_interfaces(function: Function, num_vfs: int, standing: Standing) -> Interfaces:
     """Every interface of a function with all properties; which interfaces there are says what it can."""
     interfaces: Interfaces = {FUNCTION: _function_properties(function)}
     physical, virtual = function.physical, function.virtual
@@ -59,6 +68,7 @@ def function_interfaces(function: Function, num_vfs: int) -> Interfaces:
             "NumVFs": num_vfs,
             "VFDeviceID": physical.vf_device_id,
             "DriversAutoprobe": physical.drivers_autoprobe,
+            **_policy_properties(standing),
         }
     if virtual is not None:
         interfaces[VIRTUAL_FUNCTION] = {
@@ -88,6 +98,34 @@ def _function_properties(function: Function) -> Mapping[str, Any]:
         "NetworkInterfaces": list(facts.net_interfaces),
         "ResetMethods": list(facts.reset_methods),
         "Quarantined": function.quarantine,
+    }
+
+
+def _policy_properties(standing: Standing) -> Mapping[str, Any]:
+    return {
+        "Policy": standing.source,
+        "PolicyState": str(standing.condition),
+        "PolicyReason": standing.reason,
+    }
+
+
+def lease_interfaces(lease: Lease, vf: PciAddress | None) -> Interfaces:
+    """A lease's interface with all properties; `vf`: where its VF is now."""
+    return {
+        LEASE_INTERFACE: {
+            "Number": lease.number,
+            "Owner": lease.name,
+            "UID": lease.uid,
+            "Function": function_path(vf) if vf else "/",
+            "PhysicalFunction": function_path(lease.pf),
+            "Index": lease.index,
+            "Generation": lease.generation,
+            "Driver": lease.driver,
+            "HeldByDescriptor": lease.held_by_descriptor,
+            "CDIDevice": qualified_name(lease.number),
+            "State": str(lease.state),
+            "Reason": lease.reason,
+        }
     }
 
 
@@ -122,9 +160,17 @@ def job_interfaces(job: Job) -> Interfaces:
 class Objects:
     """Keeps the tree equal to core from now on."""
 
-    def __init__(self, tree: Tree, inventory: Inventory, jobs: JobRegistry) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        inventory: Inventory,
+        jobs: JobRegistry,
+        standing_of: Callable[[PciAddress], Standing] = lambda _: Standing(),
+    ) -> None:
         self._tree = tree
         self._inventory = inventory
+        self._standing_of = standing_of
+        self._leases: dict[str, int] = {}
         self._addresses: dict[str, PciAddress] = {}
         self._jobs: dict[str, Job] = {}
         inventory.listen(self._take_change)
@@ -139,6 +185,32 @@ class Objects:
         if path not in self._addresses:
             raise NoSuchObject(f"there is no object '{path}'")
         return self._addresses[path]
+
+    def lease_at(self, path: str) -> int:
+        """The number of the lease whose object is at `path`. Raises NoSuchObject, as above."""
+        if path not in self._leases:
+            raise NoSuchObject(f"there is no object '{path}'")
+        return self._leases[path]
+
+    def show_standing(self, pf: PciAddress, standing: Standing) -> None:
+        """How a PF stands to its policy has changed."""
+        if function_path(pf) in self._addresses:
+            self._tree.update(function_path(pf), PHYSICAL_FUNCTION, _policy_properties(standing))
+
+    def show_lease(self, lease: Lease, vf: PciAddress | None) -> None:
+        """A lease is new or has changed."""
+        path, interfaces = lease_path(lease.number), lease_interfaces(lease, vf)
+        if path in self._leases:
+            self._update(path, interfaces)
+        else:
+            self._leases[path] = lease.number
+            self._tree.add(path, interfaces)
+
+    def drop_lease(self, lease: Lease) -> None:
+        """A lease is over."""
+        path = lease_path(lease.number)
+        if self._leases.pop(path, None) is not None:
+            self._tree.remove(path)
 
     def job_at(self, path: str) -> Job:
         """The job whose object is at `path`. Raises NoSuchObject, as above."""
@@ -183,7 +255,8 @@ class Objects:
             self._tree.update(function_path(parent), PHYSICAL_FUNCTION, {"NumVFs": count})
 
     def _interfaces_of(self, function: Function) -> Interfaces:
-        return function_interfaces(function, len(self._inventory.vfs_of(function.address)))
+        count = len(self._inventory.vfs_of(function.address))
+        return function_interfaces(function, count, self._standing_of(function.address))
 
     def _update(self, path: str, interfaces: Interfaces) -> None:
         for interface, properties in interfaces.items():

@@ -7,10 +7,19 @@ with its job, and with the job's error if it failed in time.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sriovd.backend.base import Fault, Holder, SimulatorControl
+from sriovd.bus.actions import (
+    ACTION_OF_OPERATION,
+    BIND_DRIVER,
+    HOTPLUG,
+    INSPECT,
+    RESET,
+    SET_NUM_VFS,
+    SIMULATE,
+)
 from sriovd.bus.dispatch import Caller, Handler
 from sriovd.bus.objects import (
     FUNCTION,
@@ -21,49 +30,25 @@ from sriovd.bus.objects import (
     Objects,
     adapter_path,
     function_path,
-    job_path,
 )
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
-from sriovd.bus.signature import Variant
+from sriovd.bus.replies import (
+    WAIT,
+    WAIT_FORCE,
+    JobReply,
+    Options,
+    answer_with_job,
+    is_forced,
+    name_caller,
+    parse_address,
+)
 from sriovd.core.errors import InvalidArgument, NoSuchFunction
 from sriovd.core.inventory import Inventory
-from sriovd.core.jobs import Job, JobState
 from sriovd.core.lifecycle import CountOptions, Lifecycle
 from sriovd.pci import AddressError, PciAddress, PciSlot
 
-_WAIT_USEC = 20_000_000
-
-SET_NUM_VFS = "org.sriovd1.set-num-vfs"
-BIND_DRIVER = "org.sriovd1.bind-driver"
-RESET = "org.sriovd1.reset"
-HOTPLUG = "org.sriovd1.hotplug"
-SIMULATE = "org.sriovd1.simulate"  # no polkit action of that name exists: the simulated host is its owner's
-
-_ACTION_OF_OPERATION = {
-    "SetNumVFs": SET_NUM_VFS,
-    "Bind": BIND_DRIVER,
-    "BindVFs": BIND_DRIVER,
-    "Unbind": BIND_DRIVER,
-    "Reset": RESET,
-    "Remove": HOTPLUG,
-    "Rescan": HOTPLUG,
-}
-
-_WAIT = {"wait-usec": "t"}
-_WAIT_FORCE = {**_WAIT, "force": "b"}
-_COUNT_OPTIONS = {**_WAIT_FORCE, "driver": "s", "allow-short": "b"}
-
-Options = Mapping[str, Variant]
-JobReply = tuple[str, str]
-
-
-def parse_address(text: str) -> PciAddress:
-    """The address in an argument. Raises InvalidArgument."""
-    try:
-        return PciAddress.parse(text)
-    except AddressError as error:
-        raise InvalidArgument(f"{error}.") from error
+_COUNT_OPTIONS = {**WAIT_FORCE, "driver": "s", "allow-short": "b"}
 
 
 class Verbs:
@@ -130,42 +115,57 @@ class Verbs:
         await self._authorize(caller, SET_NUM_VFS, pf)
         if wanted.driver:
             await self._authorize(caller, BIND_DRIVER, pf)
-        return await _answer(self._lifecycle.set_num_vfs(pf, count, wanted, _name(caller)), given)
+        return await answer_with_job(
+            self._lifecycle.set_num_vfs(pf, count, wanted, name_caller(caller)), given
+        )
 
     async def bind(self, caller: Caller, address: PciAddress, driver: str, options: Options) -> JobReply:
-        given = parse_options(options, _WAIT_FORCE)
+        given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, BIND_DRIVER, address)
-        return await _answer(self._lifecycle.bind(address, driver, _force(given), _name(caller)), given)
+        return await answer_with_job(
+            self._lifecycle.bind(address, driver, is_forced(given), name_caller(caller)), given
+        )
 
     async def bind_vfs(self, caller: Caller, pf: PciAddress, driver: str, options: Options) -> JobReply:
-        given = parse_options(options, _WAIT_FORCE)
+        given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, BIND_DRIVER, pf)
-        return await _answer(self._lifecycle.bind_vfs(pf, driver, _force(given), _name(caller)), given)
+        return await answer_with_job(
+            self._lifecycle.bind_vfs(pf, driver, is_forced(given), name_caller(caller)), given
+        )
 
     async def unbind(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
-        given = parse_options(options, _WAIT_FORCE)
+        given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, BIND_DRIVER, address)
-        return await _answer(self._lifecycle.unbind(address, _force(given), _name(caller)), given)
+        return await answer_with_job(
+            self._lifecycle.unbind(address, is_forced(given), name_caller(caller)), given
+        )
 
     async def reset(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
-        given = parse_options(options, _WAIT_FORCE)
+        given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, RESET, address)
-        return await _answer(self._lifecycle.reset(address, _force(given), _name(caller)), given)
+        return await answer_with_job(
+            self._lifecycle.reset(address, is_forced(given), name_caller(caller)), given
+        )
 
     async def remove(self, caller: Caller, pf: PciAddress, options: Options) -> JobReply:
-        given = parse_options(options, _WAIT_FORCE)
+        given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, HOTPLUG, pf)
-        return await _answer(self._lifecycle.remove(pf, _force(given), _name(caller)), given)
+        return await answer_with_job(
+            self._lifecycle.remove(pf, is_forced(given), name_caller(caller)), given
+        )
 
     async def rescan(self, caller: Caller, _path: str, options: Options) -> JobReply:
-        given = parse_options(options, _WAIT)
+        given = parse_options(options, WAIT)
         await self._authority.check(caller, HOTPLUG)
-        return await _answer(self._lifecycle.rescan(_name(caller)), given)
+        job = self._lifecycle.rescan(name_caller(caller))
+        return await answer_with_job(job, given)
 
-    async def get_function(self, _caller: Caller, _path: str, address: str) -> tuple[str]:
+    async def get_function(self, caller: Caller, _path: str, address: str) -> tuple[str]:
+        await self._authority.check(caller, INSPECT)
         return (function_path(self._inventory.get(parse_address(address)).address),)
 
-    async def get_adapter(self, _caller: Caller, _path: str, slot: str) -> tuple[str]:
+    async def get_adapter(self, caller: Caller, _path: str, slot: str) -> tuple[str]:
+        await self._authority.check(caller, INSPECT)
         try:
             found = str(PciSlot.parse(slot))
         except AddressError as error:
@@ -176,7 +176,8 @@ class Verbs:
             )
         return (adapter_path(found),)
 
-    async def list_functions(self, _caller: Caller, _path: str) -> tuple[list[tuple[str, str, str, str]]]:
+    async def list_functions(self, caller: Caller, _path: str) -> tuple[list[tuple[str, str, str, str]]]:
+        await self._authority.check(caller, INSPECT)
         functions = sorted(self._inventory.functions.items())
         return (
             [
@@ -185,7 +186,8 @@ class Verbs:
             ],
         )
 
-    async def list_vfs(self, _caller: Caller, path: str) -> tuple[list[str]]:
+    async def list_vfs(self, caller: Caller, path: str) -> tuple[list[str]]:
+        await self._authority.check(caller, INSPECT)
         vfs = self._inventory.vfs_of(self._objects.address_at(path))
         return ([function_path(address) for _, address in sorted(vfs.items())],)
 
@@ -196,28 +198,12 @@ class Verbs:
 
     async def cancel_job(self, caller: Caller, path: str) -> tuple[()]:
         job = self._objects.job_at(path)
-        await self._authority.check(caller, _ACTION_OF_OPERATION[job.operation])
+        await self._authority.check(caller, ACTION_OF_OPERATION[job.operation])
         job.cancel()
         return ()
 
     async def _authorize(self, caller: Caller, action: str, address: PciAddress) -> None:
         await self._authority.check(caller, action, {"address": str(address)})
-
-
-def _name(caller: Caller) -> str:
-    return f"uid {caller.uid} ({caller.sender})"
-
-
-def _force(given: Mapping[str, Any]) -> bool:
-    return bool(given.get("force", False))
-
-
-async def _answer(job: Job, given: Mapping[str, Any]) -> JobReply:
-    """Wait for the job as long as the caller will. Raises the job's error."""
-    await job.wait(given.get("wait-usec", _WAIT_USEC))
-    if job.error is not None:
-        raise job.error
-    return job_path(job.number), str(JobState.DONE if job.state.ended else JobState.RUNNING)
 
 
 class SimulatorVerbs:

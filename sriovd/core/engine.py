@@ -16,12 +16,15 @@ from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
 from sriovd.core.converge.apply import Applier, Hands
 from sriovd.core.converge.keeper import PolicyKeeper
+from sriovd.core.converge.rulebook import Rulebook
 from sriovd.core.creator import Creator
 from sriovd.core.errors import SriovdError
 from sriovd.core.execute import Executor
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Change, FunctionChange, Inventory
 from sriovd.core.jobs import JobRegistry
+from sriovd.core.lease.keeper import LeaseKeeper
+from sriovd.core.lease.work import LeaseWork, Site
 from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
@@ -65,34 +68,18 @@ class Engine:
         self.configurer = Configurer(self.executor, self.capabilities)
         self.identities = Identities(self.store, saved.macs)
         self.workplace = Workplace(self.executor, self.picture)
-        self.applier = Applier(
-            Hands(
-                self.inventory,
-                self.picture,
-                self.usage,
-                self.capabilities,
-                self.identities,
-                self.configurer,
-                self.creator,
-                self.binder,
-            )
-        )
-        self.policy = PolicyKeeper(
-            self.inventory, self.executor, self.jobs, self.applier, self.workplace, self.store,
-            places.policies, saved.policies,
+        hands = Hands(
+            self.inventory, self.picture, self.executor, self.usage, self.capabilities, self.identities,
+            self.configurer, self.creator, self.binder,
         )  # fmt: skip
-        self.lifecycle = Lifecycle(
-            backend,
-            self.inventory,
-            self.picture,
-            self.executor,
-            self.jobs,
-            self.usage,
-            self.binder,
-            self.creator,
-            self.configurer,
-            self.policy,
+        self.rulebook = Rulebook(self.store, self.identities, places.policies, saved.policies)
+        self.policy = PolicyKeeper(
+            self.inventory, self.executor, self.jobs, Applier(hands), self.workplace, self.rulebook
         )
+        work = LeaseWork(Site(backend, self.jobs, self.workplace, hands, self.rulebook, places.cdi))
+        self.leases = LeaseKeeper(self.inventory, work, self.store, saved.last_lease)
+        self.usage.lease_of = self.leases.describe_lease_of
+        self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook)
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
         self._tasks: set[asyncio.Task[None]] = set()
         self.inventory.listen(self._note_generation)
@@ -103,6 +90,16 @@ class Engine:
         for leftover in await self.backend.find_leftovers():
             self.executor.adopt(leftover)
         await self._mend()
+
+    def take_up_leases(self, kept: frozenset[int]) -> None:
+        """Carry on with the leases of former daemons. `kept`: those whose descriptor has outlived them."""
+        self.leases.restore([record for _, record in self._saved.leases], kept)
+
+    async def start_policy(self) -> None:
+        """Bring the PFs to their policies, and keep them there. Before this call nothing does."""
+        self.picture.on_link = self.policy.note_link
+        self.policy.start()
+        await self.policy.reload()
 
     async def close(self) -> None:
         """Put on disk what is still to be put there."""

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 from sriovd.backend.base import Backend
 from sriovd.backend.steps import Script
+from sriovd.backend.vf_attributes import LinkReport, VfAttributes
 from sriovd.core import rules, scripts
-from sriovd.core.binder import Binder
-from sriovd.core.creator import Creator
-from sriovd.core.errors import InvalidArgument
-from sriovd.core.execute import HOST, Executor
-from sriovd.core.inventory import Function, Inventory
+from sriovd.core.configurer import refuse_without_interface
+from sriovd.core.converge.apply import Hands
+from sriovd.core.converge.rulebook import Rulebook
+from sriovd.core.errors import InvalidArgument, NoSuchFunction
+from sriovd.core.execute import HOST
+from sriovd.core.inventory import Function
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
-from sriovd.core.picture import Picture
 from sriovd.core.results import Changed, Created, Result, Unchanged
 from sriovd.core.scripts import DEFAULT, NONE
-from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
 
@@ -46,25 +46,19 @@ class Lifecycle:
     its turn comes, because the host may have changed meanwhile."""
 
     def __init__(
-        self,
-        backend: Backend,
-        inventory: Inventory,
-        picture: Picture,
-        executor: Executor,
-        jobs: JobRegistry,
-        usage: Usage,
-        binder: Binder,
-        creator: Creator,
+        self, backend: Backend, jobs: JobRegistry, workplace: Workplace, hands: Hands, rulebook: Rulebook
     ) -> None:
         self._backend = backend
-        self._inventory = inventory
-        self._picture = picture
-        self._executor = executor
         self._jobs = jobs
-        self._usage = usage
-        self._binder = binder
-        self._creator = creator
-        self._workplace = Workplace(executor, picture)
+        self._workplace = workplace
+        self._rulebook = rulebook
+        self._inventory = hands.inventory
+        self._picture = hands.picture
+        self._executor = hands.executor
+        self._usage = hands.usage
+        self._binder = hands.binder
+        self._creator = hands.creator
+        self._configurer = hands.configurer
 
     def set_num_vfs(self, pf: PciAddress, count: int, options: CountOptions, requester: str) -> Job:
         """Give `pf` exactly `count` VFs. Raises NumVfsRejected, InvalidArgument, NoSuchFunction, Stuck."""
@@ -72,6 +66,7 @@ class Lifecycle:
         if options.driver:
             self._check_driver(options.driver)
         rules.check_vf_count(function, len(self._inventory.vfs_of(pf)), count)
+        self._rulebook.refuse_count(function, count)
         return self._start(
             "SetNumVFs", [function], requester, lambda job: self._set_num_vfs(job, pf, count, options)
         )
@@ -80,6 +75,7 @@ class Lifecycle:
         """Bind a PF or VF to `driver`. Raises InvalidArgument, BindFailed, InUse, NoSuchFunction, Stuck."""
         function = self._inventory.get(address)
         self._check_driver(driver)
+        self._refuse_driver(function, driver)
         self._check_bindable(function, driver)
         return self._start(
             "Bind", [function], requester, lambda job: self._bind(job, [address], driver, force)
@@ -93,12 +89,15 @@ class Lifecycle:
         if not functions:
             raise InvalidArgument(f"{pf} has no VFs to bind.", "Create them with SetNumVFs.")
         vfs = [vf.address for vf in functions]
+        for vf in functions:
+            self._refuse_driver(vf, driver)
         return self._start("BindVFs", functions, requester, lambda job: self._bind(job, vfs, driver, force))
 
     def unbind(self, address: PciAddress, force: bool, requester: str) -> Job:
         """Take the driver away. Raises InUse, NoSuchFunction, Stuck."""
         function = self._inventory.get(address)
         rules.check_bindable(function, len(self._inventory.vfs_of(address)), "no driver")
+        self._refuse_driver(function, NONE)
         return self._start("Unbind", [function], requester, lambda job: self._unbind(job, address, force))
 
     def reset(self, address: PciAddress, force: bool, requester: str) -> Job:
@@ -112,6 +111,30 @@ class Lifecycle:
         function = self._inventory.get(address)
         rules.check_removable(function)
         return self._start("Remove", [function], requester, lambda job: self._remove(job, address, force))
+
+    def set_attributes(self, address: PciAddress, wish: VfAttributes, requester: str) -> Job:
+        """Set attributes of a VF, all that are wished or none. Raises InvalidArgument, NotSupported,
+        PolicyConflict, NoSuchFunction, Stuck."""
+        vf = self._inventory.get(address)
+        pf, index = self._place(vf)
+        self._rulebook.refuse_attributes(pf, index, wish)
+        refuse_without_interface(pf)
+
+        async def work(job: Job) -> Result:
+            async with self._workplace.working_on(job, vf.adapter):
+                return await self._configurer.set_all(job, self._inventory.get_pf(pf.address), {index: wish})
+
+        return self._start("SetAttributes", [vf], requester, work)
+
+    async def read_attributes(self, address: PciAddress) -> tuple[VfAttributes, LinkReport]:
+        """The attributes of a VF as the kernel has them now, and its PF's link. Raises as set_attributes."""
+        vf = self._inventory.get(address)
+        pf, index = self._place(vf)
+        async with self._executor.lane(vf.adapter):
+            report = await self._configurer.read(pf)
+        if index not in report.vfs:
+            raise NoSuchFunction(f"{pf.address} does not tell of a VF {index}.")
+        return report.vfs[index], report
 
     def rescan(self, requester: str) -> Job:
         """Look for new functions on all PCI buses, and at all that are known. Raises Stuck."""
@@ -219,6 +242,16 @@ class Lifecycle:
             return Created(f"{len(found)} functions") if found else Unchanged("the rescan found nothing new")
 
     # What they share.
+
+    def _place(self, vf: Function) -> tuple[Function, int]:
+        """PF and index. Raises InvalidArgument for a PF."""
+        if vf.virtual is None:
+            raise InvalidArgument(f"{vf.address} is a PF; only VFs have VF attributes.", "Name a VF.")
+        return self._inventory.get_pf(vf.virtual.parent), vf.virtual.index
+
+    def _refuse_driver(self, function: Function, driver: str) -> None:
+        if function.virtual is not None:
+            self._rulebook.refuse_driver(*self._place(function), driver)
 
     async def _run_one(
         self, job: Job, adapter: str, script: Script, family: Sequence[PciAddress], vf_count: int = 0

@@ -1,7 +1,7 @@
 """Who may open a VFIO group: the owner of its node below /dev/vfio.
 
-Rule: the node keeps its mode 0600; only its user changes, so that one tenant at a time has it. Opening a node
-that is a tenant's by now takes it back for that moment: sriovd has no right to pass over permissions.
+Rule: the node keeps its mode 0600; only its user changes, so that one tenant at a time has it. Opening a
+node that is a tenant's by now takes it back for that moment: sriovd has no right to pass over permissions.
 Linux: Documentation/driver-api/vfio.rst, "VFIO Usage Example".
 """
 

@@ -207,6 +207,7 @@ class LeaseKeeper:
         if previous is not None and number in self._watches:
             previous.cancel()
         runner = asyncio.create_task(self._run_row(lease, self._rows[number], effects, previous, changed))
+        runner.add_done_callback(_report_failure)
         self._runners[number] = runner
         if changed:
             self._tell(lease)
@@ -311,7 +312,8 @@ class LeaseKeeper:
     # The choice.
 
     def _choose(self, wish: Wish, excluded: set[PciAddress]) -> PciAddress:
-        free, taken = [], []
+        free: list[Candidate] = []
+        taken: list[Candidate] = []
         for function in self._inventory.functions.values():
             if function.virtual is not None:
                 is_free = self._is_free(function) and function.address not in excluded
@@ -385,6 +387,12 @@ def _place_of(vf: Function) -> Place:
     if vf.virtual is None:
         raise TypeError(f"{vf} is no VF")
     return vf.virtual.parent, vf.virtual.index
+
+
+def _report_failure(runner: asyncio.Task[None]) -> None:
+    error = None if runner.cancelled() else runner.exception()
+    if error is not None:
+        _log.error("A lease could not be carried on", exc_info=error)
 
 
 def _judge_cleaning(error: SriovdError | None) -> Answer:

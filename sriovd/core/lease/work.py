@@ -16,8 +16,8 @@ from sriovd.backend.base import Backend
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import attributes, rules, scripts
 from sriovd.core.converge.apply import Hands
-from sriovd.core.converge.keeper import PolicyKeeper
 from sriovd.core.converge.plan import NETWORK_CLASS
+from sriovd.core.converge.rulebook import Rulebook
 from sriovd.core.errors import (
     BackendFailed,
     InUse,
@@ -52,7 +52,7 @@ class Site:
     jobs: JobRegistry
     workplace: Workplace
     hands: Hands
-    policy: PolicyKeeper
+    rulebook: Rulebook
     cdi: str
 
 
@@ -165,14 +165,14 @@ class LeaseWork:
             raise_first_failure(await self._site.hands.executor.run(vf.adapter, script))
         pf = self._inventory.get_pf(lease.pf)
         await self._put_attributes_back(job, pf, lease.index)
-        driver = self._site.policy.driver_for(pf, lease.index) or lease.home
+        driver = self._site.rulebook.driver_for(pf, lease.index) or lease.home
         await self._site.hands.binder.bind_all(job, vf.adapter, [vf.address], driver, force=True)
         return Changed(f"VF {vf.address} is clean and on {driver}")
 
     async def _put_attributes_back(self, job: Job, pf: Function, index: int) -> None:
         if pf.facts.class_code >> 16 != NETWORK_CLASS or not pf.facts.net_interfaces:
             return
-        wish = await self._site.policy.attributes_for(pf, index)
+        wish = await self._site.rulebook.attributes_for(pf, index)
         have = (await self._site.hands.configurer.read(pf)).vfs.get(index, VfAttributes())
         neutral = attributes.restrict_to_told(_NEUTRAL, have)
         wishes = {index: attributes.complete(wish, neutral)}

@@ -1,0 +1,31 @@
+"""The polkit actions of sriovd: what each verb needs. units/org.sriovd1.policy declares them, and a test
+compares the two."""
+
+from __future__ import annotations
+
+INSPECT = "org.sriovd1.inspect"
+LEASE = "org.sriovd1.lease"
+CONFIGURE = "org.sriovd1.configure"
+SET_NUM_VFS = "org.sriovd1.set-num-vfs"
+BIND_DRIVER = "org.sriovd1.bind-driver"
+MANAGE_POLICY = "org.sriovd1.manage-policy"
+RESET = "org.sriovd1.reset"
+HOTPLUG = "org.sriovd1.hotplug"
+SIMULATE = "org.sriovd1.simulate"  # no polkit action of that name exists: the simulated host is its owner's
+
+# What cancelling a job needs: what starting it needs.
+ACTION_OF_OPERATION = {
+    "SetNumVFs": SET_NUM_VFS,
+    "Bind": BIND_DRIVER,
+    "BindVFs": BIND_DRIVER,
+    "Unbind": BIND_DRIVER,
+    "Reset": RESET,
+    "Remove": HOTPLUG,
+    "Rescan": HOTPLUG,
+    "SetAttributes": CONFIGURE,
+    "Apply": MANAGE_POLICY,
+    "ApplyPolicy": MANAGE_POLICY,
+    "PrepareLease": LEASE,
+    "Release": LEASE,
+    "CleanLease": LEASE,
+}
