@@ -79,6 +79,19 @@ def test_only_a_failed_lease_can_be_lifted(state: LeaseState) -> None:
         advance(state, LeaseEvent.LIFT)
 
 
+def test_a_clean_that_finds_a_holder_waits_for_him() -> None:
+    assert advance(LeaseState.CLEANING, LeaseEvent.STILL_OPEN) == (
+        LeaseState.RELEASING,
+        (Effect.WATCH_HOLDERS,),
+    )
+
+
+def test_the_ends_of_a_lease_are_where_their_effects_are() -> None:
+    for row in TABLE.values():
+        assert (Effect.FORGET in row.effects) == (row.state is LeaseState.RELEASED)
+        assert (Effect.QUARANTINE in row.effects) == (row.state is LeaseState.FAILED)
+
+
 def test_a_vf_that_is_gone_is_not_cleaned() -> None:
     for state in (LeaseState.RELEASING, LeaseState.CLEANING, LeaseState.FAILED):
         row = TABLE[state, LeaseEvent.VF_GONE]
