@@ -142,7 +142,7 @@ REFUSALS = [
         POOL[4:],
         Wish(pf=PFS[0], pci_class="network"),
         POOL[:1],
-        r"with pf 0000:01:00\.0, pci-class network: the 1 VF that matches is taken\.",
+        r"with pf 0000:01:00\.0, class network: the 1 VF that matches is taken\.",
     ),
     (
         POOL,
