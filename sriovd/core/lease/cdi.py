@@ -1,9 +1,9 @@
 """The Container Device Interface document of a lease: what gives a container the leased VF by name, as in
 `podman run --device sriovd.org/vf=lease-7`.
 
-Rule: the document asks for no newer specification than it needs, so that old container runtimes read it
-too. The specification is https://github.com/cncf-tags/container-device-interface: SPEC.md,
-pkg/parser/parser.go for names, specs-go/version.go for the lowest version.
+Rule: the document asks for no newer specification than it needs, so that old container runtimes read it.
+The specification is SPEC.md of https://github.com/cncf-tags/container-device-interface; pkg/parser/parser.go
+there has the rules for names, specs-go/version.go those for the lowest version.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def cdi_document(lease_number: int, group: int, address: str) -> bytes:
 
 
 def check_qualified_name(name: str) -> None:
-    """Whether `name` is a vendor, class and device name that version 0.3.0 allows, written
-    vendor/class=device. Raises ValueError."""
+    """Whether `name`, written vendor/class=device, is one that version 0.3.0 allows. Raises ValueError."""
     vendor, _, rest = name.partition("/")
     too_long = len(vendor) > _LONGEST_VENDOR or len(rest.partition("=")[0]) > _LONGEST_CLASS
     if too_long or not _QUALIFIED_NAME.fullmatch(name):

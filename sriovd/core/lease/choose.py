@@ -103,9 +103,10 @@ def choose(
     """The VF of `candidates`, which are all free, that fits `wish` best. `pf_load`: PF -> leases on it.
     `taken`: the VFs that are leased, in use or quarantined, for the load of NUMA nodes and for the refusal.
     Raises PoolExhausted."""
-    matching = [vf for vf in candidates if matches(vf, wish)]
+    asked = _asked(wish)
+    matching = [vf for vf in candidates if _fits(vf, asked)]
     if not matching:
-        raise _explain(candidates, wish, taken)
+        raise _explain(candidates, asked, taken)
     node_load = _count_by_node([*candidates, *taken], pf_load)
 
     def rank(vf: Candidate) -> tuple[int, int, PciAddress]:
@@ -119,7 +120,11 @@ def choose(
 
 def matches(vf: Candidate, wish: Wish) -> bool:
     """Whether `vf` is what `wish` asks for."""
-    return all(_CRITERIA[field](vf, wanted) for field, wanted in _asked(wish).items())
+    return _fits(vf, _asked(wish))
+
+
+def _fits(vf: Candidate, asked: Mapping[str, object]) -> bool:
+    return all(_CRITERIA[field](vf, wanted) for field, wanted in asked.items())
 
 
 def _count_by_node(vfs: Iterable[Candidate], pf_load: Mapping[PciAddress, int]) -> Counter[int]:
@@ -134,14 +139,15 @@ def _asked(wish: Wish) -> dict[str, object]:
     return {field: wanted for field in _CRITERIA if (wanted := getattr(wish, field)) is not None}
 
 
-def _explain(candidates: Sequence[Candidate], wish: Wish, taken: Sequence[Candidate]) -> PoolExhausted:
-    asked = _asked(wish)
+def _explain(
+    candidates: Sequence[Candidate], asked: Mapping[str, object], taken: Sequence[Candidate]
+) -> PoolExhausted:
     words = ", ".join(_describe(field, wanted) for field, wanted in asked.items())
     none_free = f"No VF is free for a lease with {words}" if words else "No VF is free for a lease"
     known = [*candidates, *taken]
     if not known:
         return PoolExhausted(f"{none_free}: there are no VFs.", "Create some with SetNumVFs.")
-    busy = sum(matches(vf, wish) for vf in taken)
+    busy = sum(_fits(vf, asked) for vf in taken)
     if busy:
         is_are = "VF that matches is" if busy == 1 else "VFs that match are"
         return PoolExhausted(f"{none_free}: the {busy} {is_are} taken.", "Release one, or create more VFs.")
@@ -153,4 +159,5 @@ def _explain(candidates: Sequence[Candidate], wish: Wish, taken: Sequence[Candid
 
 
 def _describe(field: str, wanted: object) -> str:
-    return f"{field.replace('_', '-')} {f'{wanted:#06x}' if field in _HEXADECIMAL else wanted}"
+    name = field.removeprefix("pci_").replace("_", "-")
+    return f"{name} {f'{wanted:#06x}' if field in _HEXADECIMAL else wanted}"
