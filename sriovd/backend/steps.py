@@ -97,8 +97,8 @@ class Step:
 
     `expect`: for reading verbs, the value that must be found; anything else fails the step. READ_DRIVER
     gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
-    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), of the VFs too when its argument is
-    "vfs"; SET_VF_ATTRIBUTE goes to the PF, its argument is a vf_attributes.format_request.
+    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), with its VFs when its argument is
+    "vfs", and has no `expect`. SET_VF_ATTRIBUTE goes to the PF; its argument is a format_request.
     """
 
     verb: Verb
