@@ -22,7 +22,7 @@ class Access(StrEnum):
     READ = "read"
     READLINK = "readlink"
     COUNT = "count"  # how many directory entries match a prefix
-    LINK = "link"  # a netlink request to the network interface in that directory; data: its argument
+    LINK = "link"  # a netlink request to the network interface in that directory; data: verb and argument
 
 
 class Verb(StrEnum):
@@ -50,7 +50,7 @@ class Verb(StrEnum):
 @dataclass(frozen=True, slots=True)
 class _Form:
     access: Access
-    path: str  # below the root; {address}, {argument}
+    path: str  # below the root; {address}, {argument}, {verb}
     data: str = ""
     writes: bool = False
 
@@ -77,8 +77,8 @@ _FORMS: dict[Verb, _Form] = {
     Verb.REMOVE: _Form(Access.WRITE, f"{_DEVICE}/remove", "1"),
     Verb.RESCAN_BUS: _Form(Access.WRITE, "bus/pci/rescan", "1"),
     Verb.RESCAN_PORT: _Form(Access.WRITE, f"{_DEVICE}/rescan", "1"),
-    Verb.READ_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{argument}"),
-    Verb.SET_VF_ATTRIBUTE: _Form(Access.LINK, f"{_DEVICE}/net", "{argument}", writes=True),
+    Verb.READ_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}"),
+    Verb.SET_VF_ATTRIBUTE: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}", writes=True),
 }
 
 
@@ -109,7 +109,7 @@ class Step:
     def spell(self) -> FileAccess:
         """The file access that this step is."""
         form = _FORMS[self.verb]
-        values = {"address": str(self.address), "argument": self.argument}
+        values = {"address": str(self.address), "argument": self.argument, "verb": self.verb}
         return FileAccess(form.access, form.path.format_map(values), form.data.format_map(values))
 
     @property

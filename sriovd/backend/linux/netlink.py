@@ -2,7 +2,7 @@
 
 Rule: pure, and imported only when the first such step comes. One attribute per request, because the kernel
 applies many one by one and leaves what came before the first that fails. The classes are pyroute2's with
-tables of our own: its ifinfmsg decodes everything of an interface, and its GUIDs are longer than the kernel's.
+tables of our own: its ifinfmsg decodes all of an interface, and its GUIDs are longer than the kernel's.
 
 Sizes and numbers: include/uapi/linux/if_link.h. What is told: net/core/rtnetlink.c rtnl_fill_vfinfo.
 """
