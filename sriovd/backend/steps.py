@@ -22,7 +22,7 @@ class Access(StrEnum):
     READ = "read"
     READLINK = "readlink"
     COUNT = "count"  # how many directory entries match a prefix
-    LINK = "link"  # a netlink request to the network interface in that directory; data: its argument
+    LINK = "link"  # a netlink request to the network interface in that directory; data: verb and argument
 
 
 class Verb(StrEnum):
@@ -50,7 +50,7 @@ class Verb(StrEnum):
 @dataclass(frozen=True, slots=True)
 class _Form:
     access: Access
-    path: str  # below the root; {address}, {argument}
+    path: str  # below the root; {address}, {argument}, {verb}
     data: str = ""
     writes: bool = False
 
@@ -77,8 +77,8 @@ _FORMS: dict[Verb, _Form] = {
     Verb.REMOVE: _Form(Access.WRITE, f"{_DEVICE}/remove", "1"),
     Verb.RESCAN_BUS: _Form(Access.WRITE, "bus/pci/rescan", "1"),
     Verb.RESCAN_PORT: _Form(Access.WRITE, f"{_DEVICE}/rescan", "1"),
-    Verb.READ_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{argument}"),
-    Verb.SET_VF_ATTRIBUTE: _Form(Access.LINK, f"{_DEVICE}/net", "{argument}", writes=True),
+    Verb.READ_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}"),
+    Verb.SET_VF_ATTRIBUTE: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}", writes=True),
 }
 
 
@@ -97,8 +97,8 @@ class Step:
 
     `expect`: for reading verbs, the value that must be found; anything else fails the step. READ_DRIVER
     gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
-    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), of the VFs too when its argument
-    is "vfs"; SET_VF_ATTRIBUTE goes to the PF, its argument is a vf_attributes.format_request.
+    there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), with its VFs when its argument is
+    "vfs", and has no `expect`. SET_VF_ATTRIBUTE goes to the PF; its argument is a format_request.
     """
 
     verb: Verb
@@ -109,7 +109,7 @@ class Step:
     def spell(self) -> FileAccess:
         """The file access that this step is."""
         form = _FORMS[self.verb]
-        values = {"address": str(self.address), "argument": self.argument}
+        values = {"address": str(self.address), "argument": self.argument, "verb": self.verb}
         return FileAccess(form.access, form.path.format_map(values), form.data.format_map(values))
 
     @property
@@ -183,8 +183,3 @@ class Script:
     title: str
     chains: tuple[Chain, ...]
     stop_on_failure: bool = False
-
-    @property
-    def writes(self) -> bool:
-        """Whether any of its steps changes anything."""
-        return any(step.writes for chain in self.chains for step in chain.steps)

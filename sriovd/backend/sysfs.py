@@ -100,6 +100,11 @@ class SysfsReader:
                 return None
             raise _unreadable(error, self._directory(address)) from error
 
+    def is_function(self, address: PciAddress) -> bool:
+        """Whether a PF or VF is at `address`, told by two looks at names."""
+        directory = self._directory(address)
+        return _is_there(f"{directory}/sriov_totalvfs") or _is_there(f"{directory}/physfn")
+
     def driver_loaded(self, driver: str) -> bool:
         """Whether a PCI driver of that name is registered."""
         return os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}")

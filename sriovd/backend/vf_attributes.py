@@ -7,6 +7,7 @@ kernel does not tell is None. Pure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -49,9 +50,9 @@ FIELDS_OF: Mapping[Attribute, tuple[str, ...]] = {
 class VfAttributes:
     """The attributes of one VF; None: the kernel does not tell, or nobody wishes anything.
 
-    `mac`: six lower-case hexadecimal pairs with colons. `vlan`: 0 to 4095, 0 for none. `qos`: 0 to 7.
-    `vlan_protocol`: of VLAN_PROTOCOLS. `min_tx_rate`, `max_tx_rate`: Mbit/s, 0 for no limit. `link_state`:
-    of LINK_STATES. `node_guid`, `port_guid`: eight hexadecimal pairs with colons, InfiniBand only.
+    `mac`: six lower-case hexadecimal pairs with colons (IP over InfiniBand: 20). `vlan`: 0 to 4095, 0 for
+    none. `qos`: 0 to 7. `vlan_protocol`: of VLAN_PROTOCOLS. `min_tx_rate`, `max_tx_rate`: Mbit/s, 0 for no
+    limit. `link_state`: of LINK_STATES. `node_guid`, `port_guid`: eight pairs, InfiniBand only.
     """
 
     mac: str | None = None
@@ -78,6 +79,16 @@ class VfAttributes:
 FIELD_NAMES = tuple(each.name for each in fields(VfAttributes))
 _BOOLEANS = frozenset({"spoof_check", "trust", "rss_query"})
 _NUMBERS = frozenset({"vlan", "qos", "min_tx_rate", "max_tx_rate"})
+_NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
+_NUMBER_LIMIT = 2**32  # whether a driver takes it is the kernel's to say
+_GUID = r"(?:[0-9a-f]{2}:){7}[0-9a-f]{2}"
+_TEXTS = {
+    "mac": re.compile(r"(?:[0-9a-f]{2}:){5}(?:(?:[0-9a-f]{2}:){14})?[0-9a-f]{2}"),
+    "vlan_protocol": re.compile("|".join(map(re.escape, VLAN_PROTOCOLS))),
+    "link_state": re.compile("|".join(LINK_STATES)),
+    "node_guid": re.compile(_GUID),
+    "port_guid": re.compile(_GUID),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +112,21 @@ def format_value(value: Value) -> str:
 
 
 def parse_value(name: str, text: str) -> Value:
-    """The inverse for the field `name` (with hyphens or underscores). Raises ValueError, KeyError."""
+    """The inverse for the field `name` (with hyphens or underscores). Raises ValueError for what is no value
+    of it, KeyError for an unknown name."""
     name = name.replace("-", "_")
-    if name not in FIELD_NAMES:
-        raise KeyError(name)
-    if name in _BOOLEANS:
-        return {"on": True, "off": False}[text]
-    return int(text) if name in _NUMBERS else text
+    if name in _NUMBERS:
+        return _parse_number(text)
+    known = text in ("on", "off") if name in _BOOLEANS else _TEXTS[name].fullmatch(text)
+    if not known:
+        raise ValueError(f"{text!r} is no {name}")
+    return text == "on" if name in _BOOLEANS else text
+
+
+def _parse_number(text: str) -> int:
+    if not _NUMBER.fullmatch(text) or int(text) >= _NUMBER_LIMIT:
+        raise ValueError(f"{text!r} is no number of 32 bits")
+    return int(text)
 
 
 def format_request(index: int, attribute: Attribute, values: VfAttributes) -> str:
@@ -118,11 +137,11 @@ def format_request(index: int, attribute: Attribute, values: VfAttributes) -> st
 
 
 def parse_request(text: str) -> tuple[int, Attribute, VfAttributes]:
-    """The inverse of format_request. Raises ValueError, KeyError."""
+    """The inverse of format_request. Raises ValueError."""
     index, attribute, *texts = text.split(" ")
     names = FIELDS_OF[Attribute(attribute)]
     values = {name: parse_value(name, each) for name, each in zip(names, texts, strict=True)}
-    return int(index), Attribute(attribute), VfAttributes(**values)  # type: ignore[arg-type]
+    return _parse_number(index), Attribute(attribute), VfAttributes(**values)  # type: ignore[arg-type]
 
 
 def format_report(report: LinkReport) -> str:

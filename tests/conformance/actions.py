@@ -93,6 +93,13 @@ class FindHolders:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitLinkChanged:
+    """A LinkChanged of `address` comes, or has come since the action before began."""
+
+    address: PciAddress
+
+
+@dataclass(frozen=True, slots=True)
 class LoadDriver:
     """modprobe."""
 
@@ -132,14 +139,33 @@ class AssignResources:
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """The PF's network interface is switched on, which its VFs' driver waits for."""
+    """The PF's network interface is switched on, which its VFs' driver waits for, and has a carrier."""
 
     pf: PciAddress
 
 
-Outside = LoadDriver | SetParameter | Open | Close | AssignResources | LinkUp  # a bench does these
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """And switched off again."""
+
+    pf: PciAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SetVfAttribute:
+    """Somebody else sets a VF's attribute. `words`: as ip(8) has them after `vf`; `request`: the same for
+    us."""
+
+    pf: PciAddress
+    words: str
+    request: str
+
+
+# a bench does these
+Outside = LoadDriver | SetParameter | Open | Close | AssignResources | LinkUp | LinkDown | SetVfAttribute
 Action = (
-    Do | Begin | Hangs | Finish | Look | ListFunctions | ListVfs | AskDriver | FindHolders | Outside
+    Do | Begin | Hangs | Finish | Look | ListFunctions | ListVfs | AskDriver | FindHolders | AwaitLinkChanged
+    | Outside
 )  # fmt: skip
 
 

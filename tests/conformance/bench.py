@@ -21,11 +21,13 @@ from sriovd.pci import PciAddress
 from tests.conformance.actions import (
     AssignResources,
     Close,
+    LinkDown,
     LinkUp,
     LoadDriver,
     Open,
     Outside,
     SetParameter,
+    SetVfAttribute,
 )
 
 HOLDER_NAME = "vfio-user"
@@ -103,6 +105,10 @@ class LinuxBench:
                 self._assign(pf, vf)
             case LinkUp(pf):
                 self._switch_on(pf)
+            case LinkDown(pf):
+                run_command("ip", "link", "set", self._interface(pf).name, "down")
+            case SetVfAttribute(pf, words, _):
+                run_command("ip", "link", "set", self._interface(pf).name, "vf", *words.split())
 
     def mark(self, address: PciAddress) -> None:
         self._write(f"bus/pci/devices/{address}/uevent", str(UeventAction.CHANGE))
@@ -135,10 +141,13 @@ class LinuxBench:
 
     def _switch_on(self, pf: PciAddress) -> None:
         """Wait for the interface's driver to report that it runs: igb opens the mailbox to its VFs then."""
-        run_command("udevadm", "settle")  # which renames interfaces
-        interface = next((self._device(pf) / "net").iterdir())
+        interface = self._interface(pf)
         run_command("ip", "link", "set", interface.name, "up")
         wait_for(lambda: (interface / "operstate").read_text() == "up\n", f"{interface.name} to be up")
+
+    def _interface(self, pf: PciAddress) -> Path:
+        run_command("udevadm", "settle")  # which renames interfaces
+        return next((self._device(pf) / "net").iterdir())
 
     def _device(self, address: PciAddress) -> Path:
         return self._sysfs / "bus/pci/devices" / str(address)
@@ -149,6 +158,7 @@ class SimulatedBench:
 
     def __init__(self, root: str, fixture: str) -> None:
         self._simulated = SimulatedBackend(root, fixture=fixture)
+        self._simulated.host.spawn = self._simulated.kernel.execute  # a carrier is there at once
         self._pid = 1000
 
     @property
@@ -172,14 +182,21 @@ class SimulatedBench:
                 self._simulated.close_device(address)
             case AssignResources(_, vf):
                 self._simulated.assign_resources(vf)
-            case LinkUp():
-                pass  # its igbvf asks nothing of the PF
+            case LinkUp(pf):
+                self._switch(pf, on=True)
+            case LinkDown(pf):
+                self._switch(pf, on=False)
+            case SetVfAttribute(pf, _, request):
+                self._simulated.set_vf_attribute(pf, request)
 
     def mark(self, address: PciAddress) -> None:
         self._simulated.kernel.write(f"bus/pci/devices/{address}/uevent", str(UeventAction.CHANGE))
 
     def close(self) -> None:
         return
+
+    def _switch(self, pf: PciAddress, *, on: bool) -> None:
+        self._simulated.switch_interface(pf, on=on)
 
     def _load(self, driver: str) -> None:
         """modprobe, which returns when the driver has been offered the devices."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sriovd.backend.base import FunctionFacts, Holder, Uevent
-from sriovd.backend.steps import ChainResult, StepResult
+from sriovd.backend.steps import ChainResult, StepResult, Verb
 from sriovd.pci import PciAddress
 
 NORMALISATIONS = {
@@ -24,6 +24,8 @@ NORMALISATIONS = {
     "path": "without the root",
     "uevents of network interfaces": "left out: the real backend passes udev's renames on, which name a"
     " function and no PCI event; the kernel's own PCI events have PCI_SLOT_NAME",
+    "LinkChanged": "only awaited where a scenario says so: they come from another socket than uevents, in an"
+    " order of their own, and an emulated carrier comes and goes when it likes",
     "uevent properties": "only those that the real backend hands on; a simulated host keeps all",
     "pid of a holder": "whether it is the one that the bench has started: its name",
     "long texts": "over 60 characters: the first 8 and the length",
@@ -92,6 +94,8 @@ def _show_step(result: StepResult) -> Json:
     if result.mismatch:
         outcome = "unexpected"
     shown = [" ".join(shorten(text) for text in str(result.step).split(" ")), outcome]
+    if result.step.verb is Verb.READ_LINK:
+        return [*shown, *result.value.split("\n")]
     return shown if result.step.writes else [*shown, shorten(result.value)]
 
 

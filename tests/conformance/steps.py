@@ -62,3 +62,11 @@ def set_reset_method(address: PciAddress, value: str) -> Step:
 
 def rescan_port(address: PciAddress) -> Step:
     return Step(Verb.RESCAN_PORT, address)
+
+
+def read_link(address: PciAddress, argument: str = "vfs") -> Step:
+    return Step(Verb.READ_LINK, address, argument)
+
+
+def set_attribute(pf: PciAddress, request: str) -> Step:
+    return Step(Verb.SET_VF_ATTRIBUTE, pf, request)

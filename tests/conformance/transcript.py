@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sriovd.backend.base import Backend, EventsLost, Run, Uevent
+from sriovd.backend.base import Backend, EventsLost, KernelEvent, LinkChanged, Run
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
 from sriovd.pci import PciAddress
 from tests.conformance.actions import (
     Action,
     AskDriver,
+    AwaitLinkChanged,
     Begin,
     Close,
     Do,
@@ -83,8 +84,9 @@ class Stage:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._backend: Backend = bench.backend
-        self._events: asyncio.Queue[Uevent | EventsLost] = asyncio.Queue()
+        self._events: asyncio.Queue[KernelEvent] = asyncio.Queue()
         self._listener = asyncio.get_running_loop().create_task(self._listen())
+        self._changed_links: set[PciAddress] = set()  # since the last action began
         self._names = Names()
         self._begun: dict[str, Run] = {}
         self._adrift = False
@@ -114,6 +116,9 @@ class Stage:
             event = await self._events.get()
             if isinstance(event, EventsLost):
                 raise HostFailed(f"events were lost: {event.reason}")
+            if isinstance(event, LinkChanged):
+                self._changed_links.add(event.address)
+                continue
             if event.address == MARK:
                 return shown
             if (text := show_event(event)) is not None:
@@ -179,6 +184,8 @@ class Stage:
             self._events.put_nowait(event)
 
     async def _perform(self, action: Action) -> Any:
+        if not isinstance(action, AwaitLinkChanged):
+            self._changed_links.clear()
         match action:
             case Do(chains, stop_on_failure):
                 return await self._do(chains, stop_on_failure)
@@ -195,6 +202,8 @@ class Stage:
             case ListVfs(pf):
                 found = self._backend.list_virtual_functions(pf)
                 return {str(index): str(vf) for index, vf in found.items()}
+            case AwaitLinkChanged(address):
+                return await self._await_link_changed(address)
             case AskDriver(driver):
                 return self._backend.driver_state(driver)
             case FindHolders(addresses):
@@ -221,6 +230,13 @@ class Stage:
                 raise HostFailed(f"{evidence.step} has come back instead of waiting in {where}")
             await asyncio.sleep(POLL_S)
         return evidence.wchan
+
+    async def _await_link_changed(self, address: PciAddress) -> str:
+        """They come from another socket than uevents, so that a mark says nothing of them."""
+        while address not in self._changed_links:
+            await self.settle()
+            await asyncio.sleep(POLL_S)
+        return "it came"
 
     def _find_root(self) -> str:
         """The longest common beginning of the functions' paths above `devices/`."""

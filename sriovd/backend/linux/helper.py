@@ -1,4 +1,5 @@
-"""The helper process: touches the kernel files that may block, so that the daemon never does.
+"""The helper process: touches the kernel files that may block, and asks the kernel over netlink, so that the
+daemon never does.
 
 Rule: this file is run as a program, `python -I -S helper.py ROOT STATUS_DIRECTORY`, and imports only modules
 that the interpreter has built in or frozen (no site, no package, no json, no signal), because a replacement
@@ -11,6 +12,7 @@ nobody is left who would know of the next; the new daemon finds the outcome in s
 STATUS_DIRECTORY/PID.json names the step that it is in.
 """
 
+import _socket
 import errno
 import marshal
 import os
@@ -24,6 +26,12 @@ _LENGTH_BYTES = 4
 _ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 _ALLOWED = "bus/pci/"
 _FLUSH_NSEC = 30_000_000
+# include/uapi/linux/netlink.h, rtnetlink.h: where a message has what
+_NETLINK_ROUTE = 0
+_NLMSG_ERROR = 2
+_MESSAGE_TYPE = slice(4, 6)  # struct nlmsghdr
+_ERROR_CODE = slice(16, 20)  # struct nlmsgerr
+_INTERFACE_INDEX = slice(20, 24)  # struct ifinfomsg
 
 # On a slow machine every message wakes the daemon for several milliseconds, on a processor that the kernel
 # could use for the next bind. So results are held back and share one, but not for longer than the daemon may
@@ -33,7 +41,7 @@ TYPE_CHECKING = False  # as typing's, without the cost of importing it
 if TYPE_CHECKING:
     from typing import Literal
 
-    StepReply = tuple[int, str, int]  # errno, value, microseconds
+    StepReply = tuple[int, str | bytes, int]  # errno, value (of a link: its netlink message), microseconds
     StepOrder = tuple[str, str, str, bytes, str | None]  # label, access, path, data, expect
     ScriptOrder = tuple[Literal["script"], bool, int]  # stop at the first failure?, number of chains
     ChainsOrder = tuple[Literal["chains"], list[list[StepOrder]]]  # the next of a script's chains
@@ -109,7 +117,62 @@ def _count(path: str, _data: bytes) -> str:
     return str(sum(name.startswith(prefix) for name in os.listdir(directory)))
 
 
-_ACCESSES = {"write": _write, "read": _read, "readlink": _readlink, "count": _count}
+def _link(path: str, data: bytes) -> str | bytes:
+    """Send the netlink message `data` on behalf of the interface in the directory `path`: the reply's bytes,
+    or nothing when it is an acknowledgement."""
+    if len(data) < _INTERFACE_INDEX.stop:
+        raise OSError(errno.EINVAL, "no netlink message", path)
+    index = _find_interface(path).to_bytes(4, sys.byteorder)
+    reply = _exchange(data[: _INTERFACE_INDEX.start] + index + data[_INTERFACE_INDEX.stop :])
+    if int.from_bytes(reply[_MESSAGE_TYPE], sys.byteorder) != _NLMSG_ERROR:
+        return reply
+    code = -int.from_bytes(reply[_ERROR_CODE], sys.byteorder, signed=True)
+    if code:
+        raise OSError(code, "the kernel's answer", path)
+    return ""
+
+
+def _find_interface(directory: str) -> int:
+    """The ifindex of a function's own interface. A PF's was registered before the representors of its VFs,
+    which are in the same directory. ENODEV: there is none here; it may be in another namespace."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        os.stat(os.path.dirname(directory))  # the device itself is gone: that is another error
+        names = []
+    found = [_read_interface(f"{directory}/{name}") for name in names]
+    if not any(found) and names:  # renamed or gone since
+        found = [_read_interface(f"{directory}/{name}") for name in os.listdir(directory)]
+    if not any(found):
+        raise OSError(errno.ENODEV, "no network interface", directory)
+    return min(filter(None, found))
+
+
+def _read_interface(directory: str) -> int:
+    """Its ifindex; 0 for one that has gone, and for the representor of a VF or a subfunction, whose port is
+    named pf0vf1 or c1pf0sf2 (net/devlink/port.c)."""
+    try:
+        port = _read(f"{directory}/phys_port_name", b"").rpartition("pf")[2]
+    except OSError:  # most drivers do not tell
+        port = ""
+    try:
+        return 0 if "vf" in port or "sf" in port else int(_read(f"{directory}/ifindex", b""))
+    except FileNotFoundError:
+        return 0
+
+
+def _exchange(message: bytes) -> bytes:
+    """One request, one reply, whole: that of a PF with 256 VFs has 64 KiB and more."""
+    sock = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+    try:
+        sock.sendto(message, (0, 0))
+        size = sock.recv_into(bytearray(1), 0, _socket.MSG_PEEK | _socket.MSG_TRUNC)
+        return sock.recv(size)
+    finally:
+        sock.close()
+
+
+_ACCESSES = {"write": _write, "read": _read, "readlink": _readlink, "count": _count, "link": _link}
 
 
 class Helper:
@@ -205,7 +268,7 @@ class Helper:
                 return replies, False
         return replies, True
 
-    def _touch(self, access: str, path: str, data: bytes) -> tuple[int, str]:
+    def _touch(self, access: str, path: str, data: bytes) -> tuple[int, str | bytes]:
         if access not in _ACCESSES or not is_allowed(path):
             return errno.EINVAL, ""
         try:

@@ -15,6 +15,7 @@ from sriovd.backend.base import DriverState, FunctionFacts, Holder, KernelEvent,
 from sriovd.backend.linux.handover import ROOT_UID, give_node, open_node
 from sriovd.backend.linux.helpers import HelperPool
 from sriovd.backend.linux.holders import vfio_nodes
+from sriovd.backend.linux.links import LinkMonitor
 from sriovd.backend.linux.modules import ModuleCatalog
 from sriovd.backend.linux.runs import ScriptRun
 from sriovd.backend.linux.uevents import RECEIVE_BUFFER_BYTES, UeventMonitor
@@ -48,6 +49,7 @@ class LinuxBackend:
         self._vfio_directory = vfio_directory
         self._helpers = HelperPool(self._reader.root, run_directory)
         self._monitor = UeventMonitor(receive_buffer_bytes)
+        self._links = LinkMonitor(self._monitor.put, self._reader.is_function)
 
     @property
     def simulator(self) -> None:
@@ -67,20 +69,23 @@ class LinuxBackend:
     async def start(self) -> None:
         """Listen for events and start the first helpers. Raises OSError."""
         self._monitor.start()
+        self._links.start()
         self._helpers.start()
 
     async def stop(self) -> None:
         """Let go of everything; hanging helpers are left behind."""
+        self._links.stop()
         self._monitor.stop()
         self._helpers.close()
 
     def events(self) -> AsyncIterator[KernelEvent]:
-        """Every uevent of a PCI function since start()."""
+        """Every uevent of a PCI function and every change of a PF's or VF's interface since start()."""
         return self._monitor.events()
 
     def defer_events(self, deferred: bool) -> None:
         """Whether events may come late; see Backend."""
         self._monitor.defer(deferred)
+        self._links.defer(deferred)
 
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError."""

@@ -7,15 +7,17 @@ and how its future is resolved; which helper does it, and when, is the pool's af
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from sriovd.backend.base import Evidence
 from sriovd.backend.linux.registry import now_usec
-from sriovd.backend.steps import Chain, ChainResult, Script, Step, StepResult
+from sriovd.backend.steps import Access, Chain, ChainResult, Script, Step, StepResult
 
 if TYPE_CHECKING:  # helper.py defines no types at run time
     from sriovd.backend.linux.helper import (
@@ -162,10 +164,24 @@ class HolderScan(Job["HolderReply"]):
 
 def _spell(step: Step) -> StepOrder:
     access = step.spell()
+    if access.access is Access.LINK:  # what is read is a text only at this end: the helper cannot expect it
+        return str(step), access.access.value, access.path, _import_codec().encode_step(step), None
     data = access.data.encode("utf-8", "backslashreplace")
     return str(step), access.access.value, access.path, data, step.expect
 
 
 def _understand(chain: Chain, replies: list[StepReply]) -> ChainResult:
     pairs = zip(chain.steps, replies, strict=False)  # a chain ends at its first failure
-    return ChainResult(chain, tuple(StepResult(step, *reply) for step, reply in pairs))
+    return ChainResult(chain, tuple(_understand_reply(step, *reply) for step, reply in pairs))
+
+
+def _understand_reply(step: Step, number: int, value: str | bytes, usec: int) -> StepResult:
+    if isinstance(value, str):
+        return StepResult(step, number, value, usec)
+    number, text = _import_codec().decode_reply(value)
+    return StepResult(step, number, text, usec)
+
+
+def _import_codec() -> ModuleType:
+    """netlink.py, which most daemons never need."""
+    return importlib.import_module("sriovd.backend.linux.netlink")

@@ -24,20 +24,13 @@ from typing import Any
 import pyudev
 
 from sriovd.backend.base import EventsLost, KernelEvent, Uevent, UeventAction
+from sriovd.backend.linux.pace import Pace
 from sriovd.pci import AddressError, PciAddress
 
 _log = logging.getLogger(__name__)
 RECEIVE_BUFFER_BYTES = 128 * 1024 * 1024  # as udevd and libvirt; a limit, not an allocation
 NETWORK_SUBSYSTEM = "net"
 _BATCH = 64  # events read before the loop gets its turn
-# In a storm (120 VFs come with some 400 events) every wake-up costs as much as a bind; a pause lets events
-# gather. The first events of a storm, which may tell of an error, are taken at once.
-_STORM_EVENTS = 32  # so many without _STORM_PAUSE_SEC of silence are a storm
-_STORM_PAUSE_SEC = 0.1
-# While a job runs, which looks by itself at what it touches: on two CPUs, taking 120 VFs' events meanwhile
-# makes it a third slower, and taking 32 before the pause one by one still a twentieth.
-_DEFERRED_STORM_EVENTS = 4
-_DEFERRED_PAUSE_SEC = 2.0
 # An interface that moves to another namespace says `remove` before sysfs shows it gone (net/core/dev.c
 # __dev_change_net_namespace), and nothing afterwards: its function is looked at a second time.
 _NETDEV_MOVES_SEC = 0.5
@@ -61,10 +54,7 @@ class UeventMonitor:
         self._queue: deque[KernelEvent] = deque()
         self._ready = asyncio.Event()
         self._lost_reason = ""
-        self._seen_in_a_row = 0
-        self._last_seen_sec = 0.0
-        self._pause: asyncio.TimerHandle | None = None
-        self._deferred = False
+        self._pace = Pace(self._receive)
 
     def start(self) -> None:
         """Subscribe. Raises OSError when the kernel does not let us."""
@@ -77,14 +67,12 @@ class UeventMonitor:
             _log.warning("the uevent socket keeps its small buffer: %s", error)
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
-        self._resume()
+        self._pace.start(self._socket)
 
     def stop(self) -> None:
         """Unsubscribe; the iterator ends after what has been received."""
-        if self._pause is not None:
-            self._pause.cancel()
+        self._pace.stop()
         if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
         self._monitor = None  # closes pyudev's descriptor
@@ -92,10 +80,12 @@ class UeventMonitor:
 
     def defer(self, deferred: bool) -> None:
         """Make the pauses of a storm long, or ordinary again."""
-        self._deferred = deferred
-        if not deferred and self._pause is not None:  # not at once: the job's reply goes first
-            self._pause.cancel()
-            self._pause = asyncio.get_running_loop().call_later(_STORM_PAUSE_SEC, self._resume)
+        self._pace.defer(deferred)
+
+    def put(self, event: KernelEvent) -> None:
+        """Add an event, of this source or another, to those that events() gives."""
+        self._queue.append(event)
+        self._ready.set()
 
     async def events(self) -> AsyncIterator[KernelEvent]:
         """Every event, in the kernel's order. One consumer."""
@@ -108,7 +98,7 @@ class UeventMonitor:
             await self._ready.wait()
 
     def _receive(self) -> None:
-        self._begin_count()
+        seen = 0
         for _ in range(_BATCH):
             try:
                 device = self._monitor.poll(0)
@@ -117,47 +107,16 @@ class UeventMonitor:
                 continue
             if device is None:
                 self._report_loss()
-                self._pause_in_a_storm()
-                break
-            self._seen_in_a_row += 1
+                self._pace.count(seen)
+                self._pace.rest()
+                return
+            seen += 1
             if (event := _to_event(device)) is not None:
-                self._queue.append(event)
+                self.put(event)
                 if device.subsystem == NETWORK_SUBSYSTEM:
-                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self._repeat, event)
-        else:  # there may be no more of them to wake us, and yet a loss to report
-            asyncio.get_running_loop().call_soon(self._receive_more)
-        if self._queue:
-            self._ready.set()
-
-    def _receive_more(self) -> None:
-        if self._socket is not None and self._pause is None:
-            self._receive()
-
-    def _repeat(self, event: Uevent) -> None:
-        self._queue.append(event)
-        self._ready.set()
-
-    def _begin_count(self) -> None:
-        now_sec = asyncio.get_running_loop().time()
-        if now_sec - self._last_seen_sec > 2 * _STORM_PAUSE_SEC:
-            self._seen_in_a_row = 0
-        self._last_seen_sec = now_sec
-
-    def _pause_in_a_storm(self) -> None:
-        loop = asyncio.get_running_loop()
-        enough, pause_sec = (
-            (_DEFERRED_STORM_EVENTS, _DEFERRED_PAUSE_SEC)
-            if self._deferred
-            else (_STORM_EVENTS, _STORM_PAUSE_SEC)
-        )
-        if self._seen_in_a_row >= enough and self._socket is not None:
-            loop.remove_reader(self._socket)
-            self._pause = loop.call_later(pause_sec, self._resume)
-
-    def _resume(self) -> None:
-        self._pause = None
-        if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket, self._receive)
+                    asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self.put, event)
+        self._pace.count(seen)
+        self._pace.go_on()  # there may be no more of them to wake us, and yet a loss to report
 
     def _note_error(self, error: OSError) -> None:
         assert self._socket is not None
@@ -171,7 +130,7 @@ class UeventMonitor:
     def _report_loss(self) -> None:
         if self._lost_reason:
             _log.warning("Events were lost: %s", self._lost_reason)
-            self._queue.append(EventsLost(self._lost_reason))
+            self.put(EventsLost(self._lost_reason))
             self._lost_reason = ""
 
 

@@ -24,6 +24,7 @@ from sriovd.backend.simulated.fixture import Recording, read_fixture
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.hotplug_rules import add_host_bridge, scan, surprise_remove
 from sriovd.backend.simulated.kernel import Call, SimulatedKernel
+from sriovd.backend.simulated.link_rules import set_attribute, switch_off, switch_on
 from sriovd.backend.simulated.restore import restore
 from sriovd.backend.simulated.runner import SimulatedRun, drive
 from sriovd.backend.simulated.sriov_rules import disable_sriov
@@ -62,6 +63,7 @@ class SimulatedBackend:
         not_loaded: Collection[str] = NOT_LOADED,
     ) -> None:
         self.host = Host(Tree(root), disable_sriov)
+        self.host.spawn = self._spawn
         self.kernel = SimulatedKernel(self.host)
         self.time_scale = time_scale
         self._reader = SysfsReader(root)
@@ -170,6 +172,21 @@ class SimulatedBackend:
             dev.holders.clear()
         self.host.notify()
 
+    def set_vf_attribute(self, pf: PciAddress, request: str) -> None:
+        """Let somebody else set a VF attribute, whom no fault meets. Raises ValueError when that fails."""
+        dev = self.host.devices.get(pf)
+        try:
+            self.kernel.execute(set_attribute(self.host, dev, request))
+        except OSError as error:
+            raise ValueError(f"{request!r} on {pf}: {error.strerror}") from error
+
+    def switch_interface(self, address: PciAddress, *, on: bool) -> None:
+        """What `ip link set ... up` does, or down. Raises ValueError for a function without interface."""
+        dev = self.host.devices.get(address)
+        if dev is None or not dev.net_interface:
+            raise ValueError(f"{address} has no network interface")
+        (switch_on if on else switch_off)(self.host, dev)
+
     def lose_events(self, count: int) -> None:
         """Drop the next `count` events; EventsLost follows."""
         self.host.uevents.lose(count)
@@ -195,6 +212,7 @@ class SimulatedBackend:
                 self.host.known_modules[driver.name] = driver
             else:
                 self.host.register_driver(driver)
+        self.host.switches_on = True
         add_host_bridge(self.host, 0)
         for profile, address in machine:
             self.host.machine.plug(PROFILES[profile], PciAddress.parse(address))

@@ -15,6 +15,7 @@ from sriovd.backend.base import Holder
 from sriovd.backend.model import PhysicalFunctionModel, VirtualFunctionModel
 from sriovd.backend.simulated.drivers import DriverObject
 from sriovd.backend.simulated.tree import File
+from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.pci import PciAddress
 
 T = TypeVar("T")
@@ -180,6 +181,9 @@ class Device:
     supplier_known: bool = False
     has_resources: bool = False  # a VF's assigned queues, for Probe.RESOURCES
     net_interface: str = ""
+    is_up: bool = False  # the interface is switched on
+    has_carrier: bool = False
+    vf_attributes: list[VfAttributes] = field(default_factory=list)  # a PF's, by VF index
     vfio_index: int | None = None
     registered: bool = False
     matchable: bool = False  # pci_dev.match_driver: drivers may have it

@@ -10,6 +10,7 @@ import errno
 
 from sriovd.backend.model import PhysicalFunctionModel, VirtualFunctionModel
 from sriovd.backend.model.registers import Command, Header, Msix, MsixControl
+from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.device import Device, Kind, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC, DriverObject, PciId, Probe
 from sriovd.backend.simulated.host import Host
@@ -231,6 +232,8 @@ def _probe(host: Host, driver: DriverObject, dev: Device) -> Rule[None]:
     if kind.probe is Probe.VFIO:
         host.add_vfio_device(dev)
     host.add_class_devices(dev, kind)
+    if host.switches_on and dev.sriov:
+        link_rules.switch_on(host, dev)
 
 
 def _check_vfio(dev: Device) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sriovd.backend.vf_attributes import VLAN_PROTOCOLS, Attribute
+
 ANY = -1
 MSEC = 1000
 
@@ -55,6 +57,28 @@ class SriovSupport:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkSupport:
+    """What a driver's network interface can. `attributes`: of VFs, which it sets (its ndo_set_vf functions);
+    `reports_vfs`: it tells them (ndo_get_vf_config); `vlan_protocols`: of those; `has_min_rate`: a rate may
+    have a minimum. `spoof_check`, `trust`, `rss_query`: of a new VF, None for what is never told.
+    `refuses_idle_spoof_check`: EOPNOTSUPP for it while there are no VFs. `is_reset_by_sriov`: the carrier is
+    lost when VFs come and go."""
+
+    attributes: frozenset[Attribute] = frozenset()
+    reports_vfs: bool = False
+    vlan_protocols: tuple[str, ...] = VLAN_PROTOCOLS
+    has_min_rate: bool = True
+    spoof_check: bool | None = None
+    trust: bool | None = None
+    rss_query: bool | None = None
+    refuses_idle_spoof_check: bool = False
+    is_reset_by_sriov: bool = False
+    speed_mbps: int = 1000
+    min_mtu: int = 68
+    max_mtu: int = 9216
+
+
+@dataclass(frozen=True, slots=True)
 class Driver:
     """A PCI driver. `module`: the kernel module that has it, empty if built in. `manages_dma`: it may share
     an IOMMU group with a user (driver_managed_dma). `enables`: it enables the function and its DMA."""
@@ -65,6 +89,7 @@ class Driver:
     probe: Probe = Probe.ANYTHING
     sriov: SriovSupport | None = None
     has_netdev: bool = False
+    link: LinkSupport = LinkSupport()
     has_error_handlers: bool = False
     manages_dma: bool = False
     enables: bool = True
@@ -100,6 +125,24 @@ DRIVERS = (
             limit=7, disables_on_remove=True, enable_usec=380 * MSEC, disable_usec=1000 * MSEC
         ),
         has_netdev=True,
+        link=LinkSupport(
+            attributes=frozenset(
+                {
+                    Attribute.MAC,
+                    Attribute.VLAN,
+                    Attribute.SPOOF_CHECK,
+                    Attribute.TRUST,
+                    Attribute.RATE,
+                }
+            ),
+            reports_vfs=True,
+            vlan_protocols=VLAN_PROTOCOLS[:1],
+            has_min_rate=False,
+            spoof_check=True,
+            trust=False,
+            refuses_idle_spoof_check=True,
+            is_reset_by_sriov=True,
+        ),
         has_error_handlers=True,
         probe_usec=400 * MSEC,
         remove_usec=120 * MSEC,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
-from sriovd.backend.base import Uevent, UeventAction
+from sriovd.backend.base import LinkChanged, Uevent, UeventAction
 from sriovd.backend.simulated.attributes import (
     BINDING,
     list_files,
@@ -67,11 +67,14 @@ class Host:
         self.faults = FaultBoard()
         self.uevents = UeventQueue()
         self.rescan_lock = Lock("pci_lock_rescan_remove")
+        self.rtnl = Lock("rtnl_lock")
         self.serializes_sriov = False  # whether VFs come and go under that lock, too
         self.net_numbers = NumberPool()
         self.vfio_numbers = NumberPool()
         self.drivers_autoprobe = True
         self.on_change: list[Callable[[], None]] = []
+        self.spawn: Callable[[Rule[None]], None] = _run_at_once  # what a driver leaves to a kernel worker
+        self.switches_on = False  # whether a network manager switches the interfaces of PFs on
         self._former_inodes: dict[str, deque[int]] = {}
         for directory in _DIRECTORIES:
             tree.make_directory(directory)
@@ -97,6 +100,10 @@ class Host:
             properties = {key: text for key, text in properties.items() if key not in _UNBIND_HIDES}
         fault = self.faults.meet(EVENT_VERBS, dev.address)
         self.uevents.emit(Uevent(action, dev.address, properties), fault)
+
+    def emit_link(self, dev: Device) -> None:
+        """net/core/rtnetlink.c rtmsg_ifinfo: RTM_NEWLINK of the interface of `dev`."""
+        self.uevents.emit_link(LinkChanged(dev.address))
 
     def add_device(self, dev: Device, group: int | None = None) -> None:
         """device_add: directory, attributes, bus link, IOMMU group, and only then the uevent.
@@ -281,3 +288,9 @@ class Host:
         self.parameters[name] = value
         module, parameter = name.split("/")
         self.tree.replace(f"module/{module}/parameters", File(parameter, 0o644, b"Y\n" if value else b"N\n"))
+
+
+def _run_at_once(rule: Rule[None]) -> None:
+    """For a host on which nothing takes time."""
+    for _wait in rule:
+        pass

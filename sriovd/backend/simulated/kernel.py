@@ -10,10 +10,11 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from sriovd.backend.base import Fault, UeventAction
-from sriovd.backend.simulated import driver_rules, hotplug_rules, reset_rules, sriov_rules
+from sriovd.backend.simulated import driver_rules, hotplug_rules, link_rules, reset_rules, sriov_rules
 from sriovd.backend.simulated.device import Device, Lock, Rule, Wait
 from sriovd.backend.simulated.drivers import DriverObject
 from sriovd.backend.simulated.host import BUS, Host
@@ -87,6 +88,7 @@ _DEVICE_LOCKED = frozenset({
     Verb.SET_NUM_VFS, Verb.READ_DRIVER_OVERRIDE, Verb.SET_DRIVER_OVERRIDE, Verb.BIND, Verb.UNBIND,
     Verb.PROBE, Verb.RESET,
 })  # fmt: skip
+_RTNL_LOCKED = frozenset({Verb.READ_LINK, Verb.SET_VF_ATTRIBUTE})
 _RESCAN_LOCKED = frozenset({Verb.REMOVE, Verb.RESCAN_BUS, Verb.RESCAN_PORT})
 # where a task that hangs in such an access is typically found
 _HANG_WCHAN = {
@@ -196,10 +198,18 @@ class SimulatedKernel:
         if access is Access.READ:
             return (yield from self._read(self._resolve(path, os.R_OK)))
         directory, _, name = path.rpartition("/")
+        if access is Access.LINK:
+            return (yield from self._ask_link(_address_in(directory), data.decode()))
         verbs = _LINK_VERBS if access is Access.READLINK else _COUNT_VERBS
         verb, address = verbs.get(name.rstrip("0123456789")), _address_in(directory)
         look = _read_link if access is Access.READLINK else _count
         return (yield from self._guard(verb, address, lambda: look(self.host, directory, name)))
+
+    def _ask_link(self, address: PciAddress | None, request: str) -> Rule[bytes]:
+        verb, _, argument = request.partition(" ")
+        dev = self.host.devices.get(address) if address else None
+        begin = partial(link_rules.ask_link, self.host, dev, verb, argument)
+        return (yield from self._guard(Verb(verb), address, begin))
 
     def _write(self, target: Target, data: bytes) -> Rule[None]:
         if not data:  # fs/sysfs/file.c sysfs_kf_write: nothing is done for nothing
@@ -255,6 +265,8 @@ class SimulatedKernel:
             fail(fault.errno)
 
     def _locks(self, verb: Verb, dev: Device | None) -> list[Lock]:
+        if verb in _RTNL_LOCKED:
+            return [self.host.rtnl]
         if verb in _RESCAN_LOCKED:
             return [self.host.rescan_lock]
         if dev is None or verb not in _DEVICE_LOCKED:

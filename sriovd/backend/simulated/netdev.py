@@ -50,6 +50,15 @@ def remove_netdev(tree: Tree, numbers: NumberPool, dev: Device) -> None:
     if number is not None:
         numbers.give_back(number)
     dev.net_interface = ""
+    dev.is_up = dev.has_carrier = False
+
+
+def show_state(tree: Tree, dev: Device) -> None:
+    """Rewrite what tells whether the interface is switched on (IFF_UP) and whether it has a carrier."""
+    directory = f"{dev.directory}/net/{dev.net_interface}"
+    tree.replace(directory, File("flags", 0o644, b"0x1003\n" if dev.is_up else b"0x1002\n"))
+    running = dev.is_up and dev.has_carrier
+    tree.replace(directory, File("operstate", 0o444, b"up\n" if running else b"down\n"))
 
 
 def _number(name: str) -> int | None:

@@ -26,6 +26,7 @@ from sriovd.backend.simulated.fixture import (
 )
 from sriovd.backend.simulated.host import BUS, Host
 from sriovd.backend.simulated.hotplug_rules import make_fixed, make_pf, make_port
+from sriovd.backend.simulated.link_rules import begin_vfs
 from sriovd.backend.simulated.machine import Card, Port
 from sriovd.backend.simulated.recorded import build_profile, dress_config, dress_layout, recorded_routing
 from sriovd.backend.simulated.sriov_rules import make_vf, read_sriov
@@ -251,6 +252,7 @@ def _restore_pf(host: Host, source: RecordedDevice) -> None:
         dev.sriov.driver_max_vfs = source.number("sriov_totalvfs")
         dev.sriov.drivers_autoprobe = bool(source.number("sriov_drivers_autoprobe", 1))
     _register(host, source, dev)
+    begin_vfs(host, dev, dev.sriov.num_vfs if dev.sriov else 0)
 
 
 def _restore_vf(host: Host, source: RecordedDevice) -> None:

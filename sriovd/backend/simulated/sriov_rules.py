@@ -12,6 +12,7 @@ import errno
 from sriovd.backend.base import UeventAction
 from sriovd.backend.model import PhysicalFunctionModel
 from sriovd.backend.model.registers import Sriov, SriovControl
+from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.device import Device, Ids, Kind, Rule, SriovState, Wait
 from sriovd.backend.simulated.driver_rules import attach_device, release_driver
 from sriovd.backend.simulated.drivers import MSEC, Probe, SriovSupport
@@ -107,6 +108,7 @@ def disable_sriov(host: Host, dev: Device, support: SriovSupport) -> Rule[None]:
     _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) & ~_VFS_ON & 0xFFFF)
     yield Wait("ssleep", DISABLE_USEC)
     state.num_vfs = 0
+    link_rules.begin_vfs(host, dev, 0)
     _write(dev, Sriov.NUM_VFS, 2, 0)
     _reread_routing(dev, state)
     host.refresh(dev, _CHANGED)
@@ -186,6 +188,7 @@ def _enable(host: Host, dev: Device, state: SriovState, count: int) -> Rule[None
     yield from _add_vfs(host, dev, count)
     host.emit(UeventAction.CHANGE, dev)
     state.num_vfs = count  # after the uevent: who reads too early sees the old count
+    link_rules.begin_vfs(host, dev, count)
     host.refresh(dev, _CHANGED)
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from enum import StrEnum
 
-from sriovd.backend.base import EventsLost, Fault, KernelEvent, Uevent
+from sriovd.backend.base import EventsLost, Fault, KernelEvent, LinkChanged, Uevent
 
 
 class EventFault(StrEnum):
@@ -60,6 +60,12 @@ class UeventQueue:
             self._held = event
         else:
             self._deliver(event)
+
+    def emit_link(self, event: LinkChanged) -> None:
+        """Send what comes from another socket than uevents, which shares no misfortune with them."""
+        if self._open:
+            self._events.append(event)
+            self._arrived.set()
 
     async def listen(self) -> AsyncIterator[KernelEvent]:
         """The events; ends at close()."""

@@ -13,6 +13,7 @@ import pytest
 
 from sriovd.backend.base import EventsLost, KernelEvent, Uevent, UeventAction
 from sriovd.backend.linux import uevents
+from sriovd.backend.linux.pace import DEFERRED_PAUSE_SEC
 from sriovd.backend.linux.uevents import UeventMonitor
 from sriovd.pci import PciAddress
 
@@ -115,11 +116,11 @@ def test_a_storm_waits_while_jobs_run_and_comes_when_they_end(
         for _ in range(_PART):
             os.write(fd, b"add")
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(uevents._DEFERRED_PAUSE_SEC / 4):
+            async with asyncio.timeout(DEFERRED_PAUSE_SEC / 4):
                 await _take(monitor, 1)
         monitor.defer(False)
         await _take(monitor, _PART)
-        assert clock() - began_sec < uevents._DEFERRED_PAUSE_SEC
+        assert clock() - began_sec < DEFERRED_PAUSE_SEC
         monitor.stop()
 
     play(story())
@@ -133,7 +134,7 @@ def test_a_few_events_do_not_wait_for_a_job(device: tuple[PciAddress, int], play
         monitor = UeventMonitor()
         monitor.start()
         monitor.defer(True)
-        async with asyncio.timeout(uevents._DEFERRED_PAUSE_SEC / 2):
+        async with asyncio.timeout(DEFERRED_PAUSE_SEC / 2):
             for _ in range(few):
                 os.write(fd, b"change")
                 await _take(monitor, 1)
@@ -141,7 +142,7 @@ def test_a_few_events_do_not_wait_for_a_job(device: tuple[PciAddress, int], play
         await _take(monitor, 1)
         os.write(fd, b"change")
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(uevents._DEFERRED_PAUSE_SEC / 4):
+            async with asyncio.timeout(DEFERRED_PAUSE_SEC / 4):
                 await _take(monitor, 1)
         monitor.stop()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sriovd.backend.base import KernelEvent, Uevent
+from sriovd.backend.base import KernelEvent, LinkChanged, Uevent
 from sriovd.backend.simulated import SimulatedBackend
 from sriovd.backend.simulated.device import Device
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
@@ -115,8 +115,14 @@ class Sim:
         self.events()
 
     def events(self) -> list[str]:
-        """`action address` of what has come since the last call."""
-        return [describe(event) for event in self.backend.host.uevents.drain()]
+        """`action address` of the uevents that have come since the last call."""
+        events = self.backend.host.uevents.drain()
+        return [describe(event) for event in events if not isinstance(event, LinkChanged)]
+
+    def changed_links(self) -> list[str]:
+        """The addresses of the LinkChanged that have come since the last call; uevents are passed over."""
+        events = self.backend.host.uevents.drain()
+        return [str(event.address) for event in events if isinstance(event, LinkChanged)]
 
 
 def describe(event: KernelEvent) -> str:

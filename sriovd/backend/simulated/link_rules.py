@@ -1,0 +1,168 @@
+"""Network interfaces and the attributes of their VFs: net/core/rtnetlink.c and drivers' ndo functions (Linux
+6.12; igb: drivers/net/ethernet/intel/igb/igb_main.c).
+
+Rule: every function names the kernel function that it stands for. What an interface is asked goes under the
+one lock that all interfaces share. Attributes belong to the PF and live as long as its VFs: no reset, unbind
+or switching off of anybody changes them.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+from sriovd.backend.simulated.device import Device, Rule, Wait
+from sriovd.backend.simulated.drivers import MSEC, LinkSupport
+from sriovd.backend.simulated.host import Host
+from sriovd.backend.simulated.netdev import show_state
+from sriovd.backend.simulated.parse import fail
+from sriovd.backend.steps import Verb
+from sriovd.backend.vf_attributes import (
+    FIELDS_OF,
+    Attribute,
+    LinkReport,
+    VfAttributes,
+    format_report,
+    parse_request,
+)
+
+CARRIER_USEC = 450 * MSEC  # from a reset of the interface to its carrier, on an emulated igb
+_NO_MAC = "00:00:00:00:00:00"
+_INDEX_LIMIT = 2**31 - 1  # do_setvfinfo: INT_MAX
+_LARGEST_VLAN, _LARGEST_QOS = 4095, 7
+
+
+def ask_link(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[bytes]:
+    """What a helper does with a step. EINVAL: an argument that makes no sense. ENOENT: no such device.
+    ENODEV: it has no interface here."""
+    try:
+        request = parse_request(argument) if verb == Verb.SET_VF_ATTRIBUTE else None
+    except ValueError:
+        fail(errno.EINVAL)
+    if request is None and argument not in ("", "vfs"):
+        fail(errno.EINVAL)
+    if dev is None:
+        fail(errno.ENOENT)
+    yield from host.rtnl.take()
+    try:
+        if not dev.net_interface:
+            fail(errno.ENODEV)
+        if request is None:
+            return _get_link(dev, with_vfs=argument == "vfs")
+        _set_vf(host, dev, *request)
+        return b""
+    finally:
+        host.rtnl.release()
+
+
+def set_attribute(host: Host, dev: Device | None, request: str) -> Rule[None]:
+    """The same for somebody else's request. Raises OSError as ask_link does."""
+    yield from ask_link(host, dev, Verb.SET_VF_ATTRIBUTE, request)
+
+
+def begin_vfs(host: Host, dev: Device, count: int) -> None:
+    """A driver's sriov_configure has changed the number of VFs: all are as new."""
+    link = _support(dev)
+    protocol = link.vlan_protocols[0]
+    new = VfAttributes(
+        mac=_NO_MAC, vlan=0, qos=0, vlan_protocol=protocol, spoof_check=link.spoof_check, trust=link.trust,
+        min_tx_rate=0, max_tx_rate=0, link_state="auto", rss_query=link.rss_query,
+    )  # fmt: skip
+    dev.vf_attributes = [new] * count if link.reports_vfs else []
+    if link.is_reset_by_sriov:
+        lose_carrier(host, dev)
+
+
+def switch_on(host: Host, dev: Device) -> None:
+    """net/core/dev.c dev_open. The carrier takes its time."""
+    if dev.net_interface and not dev.is_up:
+        dev.is_up = True
+        _tell(host, dev)
+        host.spawn(_find_carrier(host, dev))
+
+
+def switch_off(host: Host, dev: Device) -> None:
+    """net/core/dev.c dev_close."""
+    if dev.is_up:
+        dev.is_up = dev.has_carrier = False
+        _tell(host, dev)
+
+
+def lose_carrier(host: Host, dev: Device) -> None:
+    """igb_sriov_reinit: the interface is closed and opened again."""
+    if dev.is_up and dev.has_carrier:
+        dev.has_carrier = False
+        _tell(host, dev)
+        host.spawn(_find_carrier(host, dev))
+
+
+def _find_carrier(host: Host, dev: Device) -> Rule[None]:
+    """igb_watchdog_task."""
+    yield Wait("igb_watchdog_task", CARRIER_USEC)
+    if dev.is_up and not dev.has_carrier:
+        dev.has_carrier = True
+        _tell(host, dev)
+
+
+def _tell(host: Host, dev: Device) -> None:
+    show_state(host.tree, dev)
+    host.emit_link(dev)
+
+
+def _get_link(dev: Device, *, with_vfs: bool) -> bytes:
+    """rtnl_fill_ifinfo, rtnl_fill_vf."""
+    link = _support(dev)
+    vfs = dict(enumerate(dev.vf_attributes)) if with_vfs else {}
+    return format_report(LinkReport(1500, link.min_mtu, link.max_mtu, vfs)).encode()
+
+
+def _set_vf(host: Host, dev: Device, index: int, attribute: Attribute, values: VfAttributes) -> None:
+    """do_setvfinfo: EINVAL for an index that is no int, EOPNOTSUPP if the driver has no such function, else
+    what that says. Then netdev_state_change, which is silent while the interface is switched off."""
+    if index >= _INDEX_LIMIT:
+        fail(errno.EINVAL)
+    link = _support(dev)
+    if attribute not in link.attributes:
+        fail(errno.EOPNOTSUPP)
+    if attribute is Attribute.SPOOF_CHECK and link.refuses_idle_spoof_check and not dev.vf_attributes:
+        fail(errno.EOPNOTSUPP)
+    if index >= len(dev.vf_attributes):
+        fail(errno.EINVAL)
+    _CHECKS.get(attribute, _accept)(dev, link, values)
+    wanted = {name: getattr(values, name) for name in FIELDS_OF[attribute]}
+    dev.vf_attributes[index] = replace(dev.vf_attributes[index], **wanted)
+    if dev.is_up:
+        host.emit_link(dev)
+
+
+def _check_mac(_dev: Device, _link: LinkSupport, values: VfAttributes) -> None:
+    """igb_ndo_set_vf_mac: all zero takes the address back, else is_valid_ether_addr: not a group's."""
+    if int((values.mac or _NO_MAC)[:2], 16) & 1:
+        fail(errno.EINVAL)
+
+
+def _check_vlan(_dev: Device, link: LinkSupport, values: VfAttributes) -> None:
+    """igb_ndo_set_vf_vlan: numbers first, then the protocol."""
+    if (values.vlan or 0) > _LARGEST_VLAN or (values.qos or 0) > _LARGEST_QOS:
+        fail(errno.EINVAL)
+    if values.vlan_protocol not in link.vlan_protocols:
+        fail(errno.EPROTONOSUPPORT)
+
+
+def _check_rate(dev: Device, link: LinkSupport, values: VfAttributes) -> None:
+    """rtnl_set_vf_rate, igb_ndo_set_vf_bw: no more than the speed, which is 0 without a carrier."""
+    lowest, highest = values.min_tx_rate or 0, values.max_tx_rate or 0
+    speed = link.speed_mbps if dev.has_carrier else 0
+    if 0 < highest < lowest or highest > speed or (lowest and not link.has_min_rate):
+        fail(errno.EINVAL)
+
+
+def _accept(_dev: Device, _link: LinkSupport, _values: VfAttributes) -> None:
+    return
+
+
+_CHECKS = {Attribute.MAC: _check_mac, Attribute.VLAN: _check_vlan, Attribute.RATE: _check_rate}
+
+
+def _support(dev: Device) -> LinkSupport:
+    return dev.driver.driver.link if dev.driver else LinkSupport()
