@@ -53,7 +53,9 @@ def _find_tables(reader: _PolicyReader) -> list[tuple[Path, Mapping[str, Any]]]:
     if not isinstance(tables, list) or not tables:
         reader.blame((_LIST,), f"{show(tables)} is not a list of tables", "write [[policy]]")
         return []
-    return [((_LIST, index), reader.read_table((_LIST, index), each)) for index, each in enumerate(tables)]
+    for index, each in enumerate(tables):
+        reader.read_table((_LIST, index), each)
+    return [((_LIST, index), each) for index, each in enumerate(tables) if isinstance(each, dict)]
 
 
 class _PolicyReader(TableReader):

@@ -102,6 +102,6 @@ def _suggest_key(key: str, known: Mapping[str, object]) -> str:
     name = key.replace("_", "-")
     for place, kind in TABLES.items():
         names = {each.encode_name for each in msgspec.structs.fields(kind)}
-        if name in names and not names & known.keys():
+        if name in names and names != set(known):
             return f"{name} belongs in [{place}]"
     return suggest(key, known)
