@@ -125,7 +125,7 @@ class _PolicyReader(TableReader):
         try:
             spans = parse_spans(str(path[-1]))
         except ValueError as error:
-            self.blame(path, str(error), _suggest_span(str(path[-1])))
+            self.blame(path, str(error), "" if self.findings.full else _suggest_span(str(path[-1])))
             spans = ()
             table = table if isinstance(table, dict) else {}  # a key of [vf.defaults]; enough is said
         return spans, self._read_settings(VfTable, path, table)

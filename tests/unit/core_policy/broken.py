@@ -1,5 +1,5 @@
-"""How the tables of broken policy files are written: a name, a text, the line that is to blame, and a part of what
-is said about it."""
+"""How the tables of broken policy files are written: a name, a text, the line that is to blame, and a part
+of what is said about it."""
 
 from __future__ import annotations
 

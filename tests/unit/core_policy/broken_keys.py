@@ -1,4 +1,4 @@
-"""Keys that there are not, in a place where they do not belong, or of another kind: lists, tables, values."""
+"""Keys that there are not, in a place where they do not belong, or of another kind: a list, a table."""
 
 from __future__ import annotations
 

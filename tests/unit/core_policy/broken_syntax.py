@@ -18,7 +18,8 @@ SYNTAX = [
     Broken("a table's name with a blank", after_match("[vf defaults]"), 3, NOT_TOML),
     Broken("text after a table's name", after_match("[functions] num-vfs = 7"), 3, NOT_TOML),
     Broken(
-        "a table twice", after_match("[functions]\nnum-vfs = 7\n[functions]\nrepair = 'report'"), 5, NOT_TOML,
+        "a table twice",
+        after_match("[functions]\nnum-vfs = 7\n[functions]\nrepair = 'report'"), 5, NOT_TOML,
     ),
     Broken("a table after an inline table", "match = {slot = '*'}\n\n[match]\naddress = '*'\n", 3, NOT_TOML),
     Broken("a list of tables after a table", f"{MATCH}[policy]\n[[policy]]\n", 4, NOT_TOML),

@@ -34,7 +34,8 @@ INDEXES = [
     Broken("defaults of none", in_functions("num-vfs = 0\n[vf.defaults]\nvlan = 1"), 6, "num-vfs is 0"),
     Broken(
         "tables without end that overlap",
-        after_match("".join(f"[vf.{first}-100]\nvlan = 1\n" for first in range(20))), 3, "more than 16 tables",
+        after_match("".join(f"[vf.{first}-100]\nvlan = 1\n" for first in range(20))),
+        3, "more than 16 tables",
     ),
 ]  # fmt: skip
 
@@ -103,7 +104,8 @@ PAIRS = [
     ),
     Broken(
         "a second policy's pair",
-        "[[policy]]\nmatch.slot = '*'\n[[policy]]\nmatch.slot = '*'\nvf.defaults.qos = 3\n", 5, "needs a VLAN",
+        "[[policy]]\nmatch.slot = '*'\n[[policy]]\nmatch.slot = '*'\nvf.defaults.qos = 3\n",
+        5, "needs a VLAN",
     ),
     Broken("a drop-in's qos", (MATCH, "vf.defaults.qos = 3\n"), 1, "needs a VLAN"),
     Broken(

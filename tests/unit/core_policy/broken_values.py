@@ -124,7 +124,8 @@ IN_FUNCTIONS = [
     ),
     Broken("a repair that is true", in_functions("repair = true"), 4, 'true is not "always" or "report"'),
     Broken(
-        "a repair with a capital letter", in_functions('repair = "Always"'), 4, 'is not "always" or "report"',
+        "a repair with a capital letter",
+        in_functions('repair = "Always"'), 4, 'is not "always" or "report"',
     ),
 ]  # fmt: skip
 
