@@ -14,7 +14,7 @@ import tomllib
 Path = tuple[str | int, ...]  # from the top: names of keys, and indexes into arrays
 
 DEPTH_AT_MOST = 16
-# Loops are unrolled, so that nothing is tried twice. Not possessive: Python 3.11.2 (Debian 12) errs with those.
+# Loops are unrolled, so that nothing is tried twice; Python 3.11.2 (Debian 12) errs with possessive ones.
 _BETWEEN = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")  # also over lines, with comments
 _BLANKS = re.compile(r"[ \t]*")
 _QUOTED = r"""  "[^"\\\n]* (?: \\. [^"\\\n]* )* "  |  '[^'\n]*'  """
