@@ -14,14 +14,17 @@ import tomllib
 Path = tuple[str | int, ...]  # from the top: names of keys, and indexes into arrays
 
 DEPTH_AT_MOST = 16
-_BETWEEN = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")  # also over lines, with comments
-_BLANKS = re.compile(r"[ \t]*+")
-_KEY = re.compile(r"""(?P<bare>[A-Za-z0-9_-]++)|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'""")
-_TEXT = re.compile(
-    r'"""(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*+"{3,5}' r"|'''(?:[^']|'{1,2}(?!'))*+'{3,5}"
-    r'|"(?:[^"\\\n]|\\.)*+"' r"|'[^'\n]*+'"
-)  # fmt: skip
-_SCALAR = re.compile(r"[^,\]}#\r\n]++")
+# Loops are unrolled, so that nothing is tried twice; Python 3.11.2 (Debian 12) errs with possessive ones.
+_BETWEEN = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")  # also over lines, with comments
+_BLANKS = re.compile(r"[ \t]*")
+_QUOTED = r"""  "[^"\\\n]* (?: \\. [^"\\\n]* )* "  |  '[^'\n]*'  """
+_LONG = r"""
+    "{3} [^"\\]* (?: (?: \\[\s\S] | "{1,2}(?!") ) [^"\\]* )* "{3,5}
+    | '{3} [^']* (?: '{1,2}(?!') [^']* )* '{3,5}
+"""
+_KEY = re.compile(rf"(?P<bare> [A-Za-z0-9_-]+ ) | {_QUOTED}", re.VERBOSE)
+_TEXT = re.compile(f"{_LONG} | {_QUOTED}", re.VERBOSE)
+_SCALAR = re.compile(r"[^,\]}#\r\n]+")
 
 
 class TooDeepError(ValueError):

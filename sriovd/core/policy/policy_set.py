@@ -52,11 +52,11 @@ class _Reading:
 
 
 def decide_set(listing: Listing, last_good: Mapping[str, str]) -> PolicySet:
-    """What counts, of what was found. Pure. A name that was not found for want of a directory is as it
-    was."""
+    """What counts, of what was found. Where a directory cannot be listed, everything stays as it was: what
+    hides or masks a file cannot be seen. Pure."""
     readings = {each.name: _read_found(each) for each in listing.found}
     if not listing.complete:
-        readings = {name: _Reading("") for name in last_good if name not in readings} | readings
+        readings = dict.fromkeys(last_good, _Reading(""))
     problems = [*listing.problems]
     chosen: dict[str, _Reading] = {}
     outdated = []

@@ -53,7 +53,9 @@ def _find_tables(reader: _PolicyReader) -> list[tuple[Path, Mapping[str, Any]]]:
     if not isinstance(tables, list) or not tables:
         reader.blame((_LIST,), f"{show(tables)} is not a list of tables", "write [[policy]]")
         return []
-    return [((_LIST, index), reader.read_table((_LIST, index), each)) for index, each in enumerate(tables)]
+    for index, each in enumerate(tables):
+        reader.read_table((_LIST, index), each)
+    return [((_LIST, index), each) for index, each in enumerate(tables) if isinstance(each, dict)]
 
 
 class _PolicyReader(TableReader):
@@ -123,7 +125,7 @@ class _PolicyReader(TableReader):
         try:
             spans = parse_spans(str(path[-1]))
         except ValueError as error:
-            self.blame(path, str(error), _suggest_span(str(path[-1])))
+            self.blame(path, str(error), "" if self.findings.full else _suggest_span(str(path[-1])))
             spans = ()
             table = table if isinstance(table, dict) else {}  # a key of [vf.defaults]; enough is said
         return spans, self._read_settings(VfTable, path, table)

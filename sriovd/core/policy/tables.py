@@ -7,11 +7,13 @@ left out, and the rest is used. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from types import NoneType
 from typing import Any, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import FieldInfo
 
 from sriovd.core.policy.document import Document
 from sriovd.core.policy.locate import Path
@@ -41,13 +43,14 @@ class TableReader:
     def check_keys(self, path: Path, table: Mapping[str, Any], known: Mapping[str, object]) -> None:
         """Note every key of `table` that is not among `known`."""
         for key in table:
-            if key not in known and not self.findings.full:
-                self.blame((*path, key), "unknown key", _suggest_key(key, known))
+            if key not in known:
+                suggestion = "" if self.findings.full else _suggest_key(key, known)
+                self.blame((*path, key), "unknown key", suggestion)
 
     def read(self, kind: type[Struct], path: Path, value: object) -> dict[str, Any]:
         """The values of the table at `path` that are right, by the fields' names in `kind`."""
         table = self.read_table(path, value)
-        fields = {each.encode_name: each for each in msgspec.structs.fields(kind)}
+        fields = _fields_of(kind)
         self.check_keys(path, table, fields)
         read = {}
         for key, each in fields.items():
@@ -86,6 +89,12 @@ class TableReader:
         return converted
 
 
+@cache
+def _fields_of(kind: type[Struct]) -> Mapping[str, FieldInfo]:
+    """The fields of `kind` as they are written in files."""
+    return {each.encode_name: each for each in msgspec.structs.fields(kind)}
+
+
 def _describe(kind: object) -> str:
     return str(cast(Any, kind).__metadata__[-1].description)
 
@@ -101,7 +110,7 @@ def _is_right_without_quotes(value: object, kind: object) -> bool:
 def _suggest_key(key: str, known: Mapping[str, object]) -> str:
     name = key.replace("_", "-")
     for place, kind in TABLES.items():
-        names = {each.encode_name for each in msgspec.structs.fields(kind)}
-        if name in names and not names & known.keys():
+        names = _fields_of(kind).keys()
+        if name in names and names != known.keys():
             return f"{name} belongs in [{place}]"
     return suggest(key, known)

@@ -111,9 +111,10 @@ def _check_shared(wish: PfWish) -> Iterator[Problem]:
             setting = settings.get(name)
             if setting is None or setting.value == STABLE:
                 continue
-            first = seen.setdefault((name, setting.value), setting)
-            if vfs >= _MORE_THAN_ONE or first is not setting:
-                yield _describe_shared(first, setting)
+            first = seen.get((name, setting.value))
+            if first is not None or vfs >= _MORE_THAN_ONE:
+                yield _describe_shared(first or setting, setting)
+            seen.setdefault((name, setting.value), setting)
 
 
 def _describe_shared(first: Setting, setting: Setting) -> Problem:

@@ -1,0 +1,1 @@
+"""Policy files: what they mean, and every way in which they can be wrong."""
