@@ -20,7 +20,9 @@ from systemd import journal
 from sriovd import __version__
 from sriovd.backend.base import Backend, HostReadError
 from sriovd.bus.calls import BusError
+from sriovd.core.engine import Places
 from sriovd.core.messages import FIELDS_ATTRIBUTE
+from sriovd.core.policy.policy_set import DIRECTORIES
 from sriovd.daemon import Settings, serve
 
 _EPILOG = """\
@@ -78,6 +80,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="size of the uevent socket's buffer (default: 128 MiB, or SRIOVD_UEVENT_BUFFER)",
     )
     parser.add_argument(
+        "--state",
+        metavar="DIR",
+        help="where leases and the journal are kept (default: STATE_DIRECTORY, which systemd sets, or"
+        " /var/lib/sriovd; for a simulated host nothing is kept unless told)",
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="DIR[:DIR...]",
+        help="where policy files are, the most important directory first (default:"
+        f" {':'.join(DIRECTORIES)}; for a simulated host none)",
+    )
+    parser.add_argument(
+        "--cdi",
+        metavar="DIR",
+        help="where the CDI document of each lease is put (default: /run/cdi; for a simulated host nowhere)",
+    )
+    parser.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="how much to log"
     )
     given = parser.parse_args(arguments)
@@ -112,8 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _open_bus(given: argparse.Namespace) -> Iterator[Settings]:
+    places = _choose_places(given)
     if not given.private_bus:
-        yield Settings(bus=given.bus, private=given.bus not in ("system", "session"))
+        yield Settings(bus=given.bus, private=given.bus not in ("system", "session"), places=places)
         return
     import tempfile
 
@@ -125,7 +145,21 @@ def _open_bus(given: argparse.Namespace) -> Iterator[Settings]:
     ):
         print(f"Bus address: {bus.address}", flush=True)
         print(f"Try: busctl --address={bus.address} tree org.sriovd1", flush=True)
-        yield Settings(bus=bus.address, private=True)
+        yield Settings(bus=bus.address, private=True, places=places)
+
+
+def _choose_places(given: argparse.Namespace) -> Places:
+    """Where things are kept: on a simulated host nowhere that anybody else could meet."""
+    state = given.state or ("" if given.simulated else os.environ.get("STATE_DIRECTORY", "/var/lib/sriovd"))
+    if state:
+        os.makedirs(state, mode=0o700, exist_ok=True)
+    policy = given.policy if given.policy is not None else "" if given.simulated else ":".join(DIRECTORIES)
+    cdi = given.cdi if given.cdi is not None else "" if given.simulated else "/run/cdi"
+    return Places(
+        state=f"{state}/sriovd.db" if state else ":memory:",
+        policies=tuple(each for each in policy.split(":") if each),
+        cdi=cdi,
+    )
 
 
 @contextlib.contextmanager

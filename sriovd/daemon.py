@@ -12,28 +12,29 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from systemd import daemon as systemd_daemon
 
-from sriovd import __version__
+from sriovd import __version__, keepsakes
 from sriovd.backend.base import Backend
 from sriovd.bus.calls import BusError
 from sriovd.bus.connection import Connection
 from sriovd.bus.contract import Contract, load_contract
-from sriovd.bus.dispatch import Dispatcher
+from sriovd.bus.dispatch import Dispatcher, Handler
+from sriovd.bus.lease_verbs import Descriptors, LeaseVerbs
 from sriovd.bus.objects import MANAGER, ROOT, SIMULATOR, SIMULATOR_INTERFACE, Objects
+from sriovd.bus.policy_verbs import PolicyVerbs
 from sriovd.bus.polkit import Authority
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
-from sriovd.core.execute import Executor
-from sriovd.core.inventory import Change, FunctionChange, Inventory
-from sriovd.core.jobs import Job, JobRegistry, JobState
-from sriovd.core.lifecycle import Lifecycle
+from sriovd.core.engine import Engine, Places
+from sriovd.core.inventory import Change, FunctionChange
+from sriovd.core.jobs import Job, JobState
+from sriovd.core.lease.record import Lease
 from sriovd.core.messages import Message, announce
-from sriovd.core.picture import Picture
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +45,11 @@ _CONTRACT_FILE = Path(__file__).parent / "bus" / "org.sriovd1.xml"
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`bus`: "system", "session" or a D-Bus address. `private`: nobody but us and our own clients is on
-    it."""
+    it. `places`: where the state, the policies and the CDI documents are."""
 
     bus: str
     private: bool
+    places: Places = field(default_factory=Places)
 
 
 class Daemon:
@@ -56,11 +58,10 @@ class Daemon:
     def __init__(self, backend: Backend, settings: Settings) -> None:
         self._backend = backend
         self._settings = settings
-        self._inventory = Inventory()
-        self._picture = Picture(backend, self._inventory)
-        self._executor = Executor(backend)
-        self._jobs = JobRegistry()
-        self._lifecycle = Lifecycle(backend, self._inventory, self._picture, self._executor, self._jobs)
+        self._engine = Engine(backend, settings.places)
+        self._descriptors = Descriptors(
+            self._engine.leases.owner_gone, keepsakes.keep_descriptor, keepsakes.drop_descriptor
+        )
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -78,10 +79,12 @@ class Daemon:
         try:
             await self._backend.start()
             dispatcher = self._serve(connection)
-            await self._look_around()
+            await self._engine.look_around()
+            self._take_up_leases()
             await connection.request_name(BUS_NAME)
             self._tell_started(began)
             on_ready()
+            await self._engine.start_policy()
             await self._live(connection)
         finally:
             systemd_daemon.notify("STOPPING=1")
@@ -89,46 +92,79 @@ class Daemon:
                 await dispatcher.close()
             await connection.close()
             await self._backend.stop()
+            await self._engine.close()
 
     def _serve(self, connection: Connection) -> Dispatcher:
         simulator = self._backend.simulator
         contract = _contract_for(simulated=simulator is not None)
         tree = Tree(contract, connection.send_signal)
-        objects = Objects(tree, self._inventory, self._jobs)
+        engine = self._engine
+        objects = Objects(tree, engine.inventory, engine.jobs, engine.policy.standing_of)
         authority = Authority(connection, private=self._settings.private)
-        handlers = Verbs(self._inventory, self._lifecycle, objects, authority).handlers()
+        handlers = self._make_handlers(objects, authority)
         manager = {
             "Version": __version__,
             "Host": self._backend.describe(),
             "Simulated": simulator is not None,
+            "PolicyProblems": list(engine.rulebook.problems),
         }
         tree.add(ROOT, {MANAGER: manager})
         if simulator is not None:
             tree.add(SIMULATOR, {SIMULATOR_INTERFACE: {}})
             handlers |= SimulatorVerbs(simulator, authority).handlers()
+        self._show_changes(tree, objects)
         self._keep_journal()
         return Dispatcher(connection, contract, tree, handlers)
 
+    def _make_handlers(self, objects: Objects, authority: Authority) -> dict[tuple[str, str], Handler]:
+        engine = self._engine
+        return {
+            **Verbs(engine.inventory, engine.lifecycle, objects, authority).handlers(),
+            **PolicyVerbs(engine.lifecycle, engine.policy, engine.rulebook, objects, authority).handlers(),
+            **LeaseVerbs(
+                engine.inventory, engine.leases, engine.work, engine.jobs, objects, authority,
+                self._descriptors,
+            ).handlers(),
+        }  # fmt: skip
+
+    def _show_changes(self, tree: Tree, objects: Objects) -> None:
+        """What clients see of policies and leases."""
+        engine = self._engine
+        engine.policy.on_standing = objects.show_standing
+        engine.policy.on_loaded = lambda: tree.update(
+            ROOT, MANAGER, {"PolicyProblems": list(engine.rulebook.problems)}
+        )
+
+        def show(lease: Lease) -> None:
+            objects.show_lease(lease, engine.leases.vf_address(lease))
+
+        def end(lease: Lease) -> None:
+            self._descriptors.close(lease.number)
+            objects.drop_lease(lease)
+
+        engine.leases.on_change, engine.leases.on_end = show, end
+
+    def _take_up_leases(self) -> None:
+        kept = keepsakes.take_descriptors()
+        for number, own in kept.items():
+            self._descriptors.watch(number, own)
+        self._engine.take_up_leases(frozenset(kept))
+
     def _keep_journal(self) -> None:
-        self._executor.on_stuck = self._note_stuck
-        self._executor.on_recovered = self._note_recovered
-        self._inventory.listen(_report_change)
-        objects_on_ended = self._jobs.on_ended
+        self._engine.executor.on_stuck = self._note_stuck
+        self._engine.executor.on_recovered = self._note_recovered
+        self._engine.inventory.listen(_report_change)
+        objects_on_ended = self._engine.jobs.on_ended
 
         def end(job: Job) -> None:
             objects_on_ended(job)
             _report_job(job)
 
-        self._jobs.on_ended = end
-
-    async def _look_around(self) -> None:
-        await self._picture.rescan()
-        for leftover in await self._backend.find_leftovers():
-            self._executor.adopt(leftover)
+        self._engine.jobs.on_ended = end
 
     async def _live(self, connection: Connection) -> None:
         parts = {
-            "the event reader": asyncio.create_task(self._picture.follow()),
+            "the event reader": asyncio.create_task(self._engine.picture.follow()),
             "the watchdog": asyncio.create_task(_feed_watchdog(connection)),
             "the wait for the end": asyncio.create_task(self._stop.wait()),
         }
@@ -141,23 +177,25 @@ class Daemon:
             task.cancel()
 
     def _note_stuck(self, adapter: str, evidence: str) -> None:
-        self._inventory.set_stuck(adapter, evidence)
+        self._engine.inventory.set_stuck(adapter, evidence)
         announce(_log, Message.ADAPTER_STUCK, f"Adapter {adapter} is stuck: {evidence}.", adapter=adapter)
 
     def _note_recovered(self, adapter: str) -> None:
-        self._inventory.set_stuck(adapter, "")
+        self._engine.inventory.set_stuck(adapter, "")
         announce(_log, Message.ADAPTER_UNSTUCK, f"Adapter {adapter} takes requests again.", adapter=adapter)
-        self._picture.look_again(adapter)
+        self._engine.picture.look_again(adapter)
+        self._engine.policy.note_adapter(adapter)
 
     def _tell_started(self, began: float) -> None:
-        count, elapsed_ms = len(self._inventory.functions), (time.monotonic() - began) * 1000
+        inventory, elapsed_ms = self._engine.inventory, (time.monotonic() - began) * 1000
+        count = len(inventory.functions)
         announce(
             _log,
             Message.STARTED,
-            f"sriovd {__version__} looks after {count} functions of {len(self._inventory.adapters)} adapters"
+            f"sriovd {__version__} looks after {count} functions of {len(inventory.adapters)} adapters"
             f" on {self._backend.describe()}, ready after {elapsed_ms:.0f} ms.",
         )
-        systemd_daemon.notify(f"READY=1\nSTATUS={count} functions, {len(self._inventory.adapters)} adapters")
+        systemd_daemon.notify(f"READY=1\nSTATUS={count} functions, {len(inventory.adapters)} adapters")
 
 
 def _contract_for(simulated: bool) -> Contract:

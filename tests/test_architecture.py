@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd.backend.simulated": (*SEAM, "sriovd.backend.sysfs", "sriovd.backend.model"),
     "sriovd.core": SEAM,
     "sriovd.bus": (*SEAM, "sriovd.core"),
+    "sriovd.keepsakes": (),
     "sriovd.daemon": EVERYTHING,
     "sriovd.__main__": EVERYTHING,
 }
@@ -43,7 +44,7 @@ LIBRARIES = {
     "msgspec": ("sriovd.core.policy",),
     "pyroute2": ("sriovd.backend.linux",),
     "pyudev": ("sriovd.backend.linux",),
-    "systemd": ("sriovd.daemon", "sriovd.__main__"),
+    "systemd": ("sriovd.daemon", "sriovd.__main__", "sriovd.keepsakes"),
 }
 # Parts of the standard library that some may not have: the model and a policy's meaning know no
 # files, no time and no waiting.

@@ -183,3 +183,8 @@ class Script:
     title: str
     chains: tuple[Chain, ...]
     stop_on_failure: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether any of its steps changes anything."""
+        return any(step.writes for chain in self.chains for step in chain.steps)

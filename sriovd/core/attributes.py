@@ -130,7 +130,7 @@ def clash(says: VfAttributes, wish: VfAttributes) -> VfAttributes:
 def restrict_to_told(wish: VfAttributes, have: VfAttributes) -> VfAttributes:
     """The part of `wish` that the kernel could show."""
     untold = {name for attribute in list_untold(wish, have) for name in FIELDS_OF[attribute]}
-    return replace(wish, **dict.fromkeys(untold))  # type: ignore[arg-type]
+    return replace(wish, **dict.fromkeys(untold))
 
 
 def describe(wish: VfAttributes, have: VfAttributes | None = None) -> str:

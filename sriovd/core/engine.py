@@ -76,8 +76,8 @@ class Engine:
         self.policy = PolicyKeeper(
             self.inventory, self.executor, self.jobs, Applier(hands), self.workplace, self.rulebook
         )
-        work = LeaseWork(Site(backend, self.jobs, self.workplace, hands, self.rulebook, places.cdi))
-        self.leases = LeaseKeeper(self.inventory, work, self.store, saved.last_lease)
+        self.work = LeaseWork(Site(backend, self.jobs, self.workplace, hands, self.rulebook, places.cdi))
+        self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
         self.usage.lease_of = self.leases.describe_lease_of
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook)
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored

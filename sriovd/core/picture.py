@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from sriovd.backend.base import Backend, EventsLost, HostReadError, KernelEvent
+from sriovd.backend.base import Backend, EventsLost, HostReadError, KernelEvent, LinkChanged
 from sriovd.core.inventory import Inventory
 from sriovd.core.messages import Message, announce
 from sriovd.pci import PciAddress, vf_index
@@ -31,6 +31,7 @@ class Picture:
         self._dirty: set[PciAddress] = set()
         self._lost = False
         self._wake = asyncio.Event()
+        self.on_link: Callable[[PciAddress], None] = lambda _: None
 
     async def rescan(self) -> None:
         """Look at everything."""
@@ -117,6 +118,8 @@ class Picture:
             self._lost = True
             self._wake.set()
             return
+        if isinstance(event, LinkChanged):
+            self.on_link(event.address)
         waiting = self._busy.get(self._adapter_of(event.address))
         if waiting is None:
             self._note({event.address})

@@ -6,6 +6,9 @@ Rule: wiring only. What it reads comes from the tree through backend/sysfs.py, a
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 
 from sriovd.backend.base import (
@@ -66,6 +69,8 @@ class SimulatedBackend:
         self.host.spawn = self._spawn
         self.kernel = SimulatedKernel(self.host)
         self.time_scale = time_scale
+        self._boot_id = str(uuid.uuid4())
+        self.group_owners: dict[int, int] = {}  # VFIO group -> the user that may open it besides root
         self._reader = SysfsReader(root)
         self._runs: set[SimulatedRun] = set()
         self._leftovers: list[SimulatedRun] = []
@@ -83,6 +88,10 @@ class SimulatedBackend:
     def describe(self) -> str:
         """What it is."""
         return "simulated"
+
+    def boot_id(self) -> str:
+        """This host's, from its making to its end."""
+        return self._boot_id
 
     async def start(self) -> None:
         """Begin to listen for events."""
@@ -124,6 +133,27 @@ class SimulatedBackend:
         """The processes that hold the VFIO group of each address open, by process id."""
         found = {address: self._holders(address) for address in addresses}
         return {address: holders for address, holders in found.items() if holders}
+
+    def hand_over(self, address: PciAddress, uid: int) -> None:
+        """Let `uid` open the VFIO group of the function at `address`. Raises FileNotFoundError."""
+        dev = self.host.devices.get(address)
+        if dev is None or dev.group is None or dev.vfio_index is None:
+            raise FileNotFoundError(errno.ENOENT, f"{address} has no VFIO group")
+        self.group_owners[dev.group] = uid
+
+    def take_back(self, group: int) -> None:
+        """Let nobody but root open that VFIO group."""
+        self.group_owners.pop(group, None)
+
+    def open_group(self, group: int) -> int:
+        """There is no device behind it: a descriptor of nothing. Raises OSError."""
+        if not os.path.isdir(self.host.tree.path(f"devices/virtual/vfio/{group}")):
+            raise FileNotFoundError(errno.ENOENT, f"there is no VFIO group {group}")
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def list_group(self, group: int) -> Sequence[str]:
+        """The names of the devices in that IOMMU group."""
+        return self._reader.list_group(group)
 
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> SimulatedRun:
         """Execute `script`. `finished` has the chains that were tried."""

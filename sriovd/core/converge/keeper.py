@@ -62,7 +62,8 @@ class Standing:
 
 
 class PolicyKeeper:
-    """Watches the PFs that policies are about. `on_standing` is told every change of a standing."""
+    """Watches the PFs that policies are about. `on_standing` is told every change of a standing,
+    `on_loaded` that the files were read."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class PolicyKeeper:
         self._checks: dict[str, asyncio.Task[None]] = {}  # by adapter
         self._live = False
         self.on_standing: Callable[[PciAddress, Standing], None] = lambda _pf, _standing: None
+        self.on_loaded: Callable[[], None] = lambda: None
 
     def standing_of(self, pf: PciAddress) -> Standing:
         """How `pf` stands to its policy."""
@@ -123,6 +125,7 @@ class PolicyKeeper:
         """Read the policy files again, and bring every PF to what they say now."""
         await self._rulebook.load()
         self._repairs.clear()
+        self.on_loaded()
         for problem in self._rulebook.problems:
             announce(_log, Message.POLICY_BROKEN, f"Policy file: {problem}")
         for pf in self._physical_functions():

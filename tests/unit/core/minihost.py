@@ -161,6 +161,12 @@ class MiniHost:
         self.scripts.append(script.title)
         return MiniRun(self, script, on_result)
 
+    def describe(self) -> str:
+        return "minihost"
+
+    def boot_id(self) -> str:
+        return "boot"
+
     async def find_leftovers(self) -> Sequence[Leftover]:
         return ()
 
@@ -171,13 +177,14 @@ class Rules:
     def __init__(self, *functions: FunctionFacts) -> None:
         self.host = MiniHost(*functions)
         self.kernel = self.host.kernel
-        self.inventory = Inventory()
-        self.picture = Picture(self.host, self.inventory)
-        self.executor = Executor(self.host)
+        engine = Engine(self.host, Places())
+        self.inventory = engine.inventory
+        self.picture = engine.picture
+        self.executor = engine.executor
         self.executor.on_stuck = self.inventory.set_stuck
         self.executor.on_recovered = lambda adapter: self.inventory.set_stuck(adapter, "")
-        self.jobs = JobRegistry()
-        self.lifecycle = Lifecycle(self.host, self.inventory, self.picture, self.executor, self.jobs)
+        self.jobs = engine.jobs
+        self.lifecycle = engine.lifecycle
 
     async def look(self) -> None:
         """Take in what the host has."""

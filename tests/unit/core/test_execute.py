@@ -83,7 +83,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.host = HandHost()
-        self.executor = Executor(self.host)
+        self.executor = Executor(self.host, MemoryJournal())
         self.log: list[str] = []
         self.executor.on_stuck = lambda adapter, evidence: self.log.append(f"stuck {adapter}: {evidence}")
         self.executor.on_recovered = lambda adapter: self.log.append(f"recovered {adapter}")

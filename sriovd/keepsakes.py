@@ -1,0 +1,38 @@
+"""Descriptors that outlive the daemon: systemd keeps them and hands them to the next one.
+
+Rule: names are `lease-N`. systemd drops a descriptor whose other end was closed meanwhile, so a lease
+without one has lost its owner. systemd: FileDescriptorStoreMax= in systemd.service(5), sd_pid_notify_with_fds(3).
+Where no systemd started the daemon, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from systemd import daemon
+
+_log = logging.getLogger(__name__)
+_PREFIX = "lease-"
+
+
+def keep_descriptor(number: int, fd: int) -> None:
+    """Let the descriptor of the lease of that number outlive the daemon."""
+    daemon.notify(f"FDSTORE=1\nFDNAME={_PREFIX}{number}", fds=[fd])
+
+
+def drop_descriptor(number: int) -> None:
+    """It is wanted no more."""
+    daemon.notify(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{number}")
+
+
+def take_descriptors() -> dict[int, socket.socket]:
+    """What former daemons have kept, by the lease's number."""
+    kept = {}
+    for fd, name in daemon.listen_fds_with_names().items():
+        number = name.removeprefix(_PREFIX)
+        if name.startswith(_PREFIX) and number.isdecimal():
+            kept[int(number)] = socket.socket(fileno=fd)
+        else:
+            _log.warning("systemd has kept a descriptor %r that nobody knows", name)
+    return kept
