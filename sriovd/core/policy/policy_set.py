@@ -76,8 +76,11 @@ def decide_set(listing: Listing, last_good: Mapping[str, str]) -> PolicySet:
 
 
 def _read_found(found: Found) -> _Reading:
-    if found.problems:
-        return _Reading("", problems=(*found.problems, *_read_texts(found.texts).problems))
+    if found.problems:  # the texts that are there are not the whole, so only their syntax is judged
+        parsed = (parse_document(each.file, each.text) for each in found.texts)
+        return _Reading(
+            "", problems=(*found.problems, *(each for each in parsed if isinstance(each, Problem)))
+        )
     return _read_texts(found.texts)
 
 

@@ -63,6 +63,7 @@ class _PolicyReader(TableReader):
 
     def read_policy(self, path: Path, table: Mapping[str, Any]) -> Policy:
         """The policy in `table`, as far as it is right."""
+        self.unreadable.clear()
         self.check_keys(path, table, _PARTS if path else {**_PARTS, _LIST: None})
         match = self._read_match((*path, "match"), table)
         wish = self._read_wish(path, table)

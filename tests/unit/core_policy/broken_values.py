@@ -144,6 +144,7 @@ IN_VF = [
     Broken("a multicast mac", in_vf("0", 'mac = "01:00:5e:00:00:01"'), 4, "is a multicast address"),
     Broken("the broadcast mac", in_vf("0", 'mac = "FF:FF:FF:FF:FF:FF"'), 4, "is a multicast address"),
     Broken("the zero mac", in_vf("0", 'mac = "00:00:00:00:00:00"'), 4, "zero address"),
+    Broken("a wrong vlan and a qos", in_defaults("vlan = 5000\nqos = 3"), 4, "5000 is not a VLAN id"),
     Broken("a negative vlan", in_defaults("vlan = -1"), 4, "-1 is not a VLAN id"),
     Broken("vlan 4095", in_defaults("vlan = 4095"), 4, "4095 is not a VLAN id"),
     Broken("vlan 4096", in_vf("2", "vlan = 4096"), 4, "4096 is not a VLAN id"),

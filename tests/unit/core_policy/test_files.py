@@ -139,6 +139,14 @@ def test_an_odd_file_is_blamed_and_the_last_good_policy_stays(
     assert now.outdated == (NAME,)
 
 
+def test_drop_ins_are_not_judged_alone_while_their_file_is_odd(directories: list[str]) -> None:
+    Path(directories[0], NAME).mkdir()
+    write(directories[0], f"{NAME}.d/1.toml", "[functions]\nnum-vfs = 1\n")
+    broken = write(directories[0], f"{NAME}.d/2.toml", "[functions")
+    problems = PolicySet.load(directories, {}).problems
+    assert [each.file for each in problems] == [str(Path(directories[0], NAME)), broken]
+
+
 def test_drop_ins_that_are_no_directory_are_blamed(directories: list[str]) -> None:
     write(directories[0], NAME, GOOD)
     path = write(directories[0], f"{NAME}.d", "file")

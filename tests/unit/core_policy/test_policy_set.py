@@ -55,6 +55,13 @@ def test_policies_beside_a_single_one_are_refused_over_files_too(tmp_path: Path)
     assert len(load(tmp_path).problems) == 2
 
 
+def test_defaults_that_no_vf_has_alone_need_not_be_whole(tmp_path: Path) -> None:
+    write(tmp_path, NAME, f"{MATCH}[functions]\nnum-vfs = 2\n[vf.defaults]\nqos = 3\n[vf.0-1]\nvlan = 1\n")
+    assert load(tmp_path).problems == ()
+    write(tmp_path, f"{NAME}.d/1.toml", "functions.num-vfs = 3\n")
+    assert len(load(tmp_path).problems) == 1
+
+
 def test_a_wrong_file_does_not_touch_the_others(tmp_path: Path) -> None:
     write(tmp_path, NAME, BAD)
     write(tmp_path, "20.toml", GOOD)
