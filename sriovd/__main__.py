@@ -23,6 +23,7 @@ from sriovd.bus.calls import BusError
 from sriovd.core.engine import Places
 from sriovd.core.messages import FIELDS_ATTRIBUTE
 from sriovd.core.policy.policy_set import DIRECTORIES
+from sriovd.core.store import MEMORY
 from sriovd.daemon import Settings, serve
 
 _EPILOG = """\
@@ -156,7 +157,7 @@ def _choose_places(given: argparse.Namespace) -> Places:
     policy = given.policy if given.policy is not None else "" if given.simulated else ":".join(DIRECTORIES)
     cdi = given.cdi if given.cdi is not None else "" if given.simulated else "/run/cdi"
     return Places(
-        state=f"{state}/sriovd.db" if state else ":memory:",
+        state=f"{state}/sriovd.db" if state else MEMORY,
         policies=tuple(each for each in policy.split(":") if each),
         cdi=cdi,
     )

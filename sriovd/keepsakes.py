@@ -1,8 +1,8 @@
 """Descriptors that outlive the daemon: systemd keeps them and hands them to the next one.
 
 Rule: names are `lease-N`. systemd drops a descriptor whose other end was closed meanwhile, so a lease
-without one has lost its owner. systemd: FileDescriptorStoreMax= in systemd.service(5), sd_pid_notify_with_fds(3).
-Where no systemd started the daemon, nothing is kept.
+without one has lost its owner. Where no systemd started the daemon, nothing is kept.
+systemd: FileDescriptorStoreMax= in systemd.service(5), sd_pid_notify_with_fds(3).
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Binder:
             adapter,
             script,
             on_result=note,
-            on_start=lambda run: setattr(job, "on_cancel", run.stop),
+            on_start=lambda run: job.stop_by(run.stop),
             cleanup=cleanup,
         )
 

@@ -128,7 +128,7 @@ class Creator:
             script,
             vf_count=count,
             on_result=note,
-            on_start=lambda run: setattr(job, "on_cancel", run.stop),
+            on_start=lambda run: job.stop_by(run.stop),
         )
 
     async def _show(self, job: Job, pf: Function, vfs: Sequence[PciAddress], driver: str) -> None:

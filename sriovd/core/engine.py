@@ -29,7 +29,7 @@ from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
-from sriovd.core.store import Store
+from sriovd.core.store import MEMORY, Store
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
@@ -39,10 +39,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things are kept. `state`: the database's file, or ":memory:". `policies`: directories of policy
+    """Where things are kept. `state`: the database's file, or MEMORY. `policies`: directories of policy
     files, the most important first. `cdi`: where container runtimes look; empty for nowhere."""
 
-    state: str = ":memory:"
+    state: str = MEMORY
     policies: tuple[str, ...] = ()
     cdi: str = ""
 

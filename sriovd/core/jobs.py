@@ -93,6 +93,12 @@ class Job:
             self._cancel_asked = True
             self.on_cancel()
 
+    def stop_by(self, stop: Callable[[], None]) -> None:
+        """What cancelling does from now on; at once, if it was asked for before."""
+        self.on_cancel = stop
+        if self._cancel_asked:
+            stop()
+
     @property
     def cancel_asked(self) -> bool:
         return self._cancel_asked

@@ -26,6 +26,7 @@ from sriovd.pci import PciAddress
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MEMORY = ":memory:"
 _VERSION = 1
 _INTENTS_KEPT = 1000  # ended ones: the trail of what was done
 _SCHEMA = """
@@ -92,7 +93,8 @@ class Store:
     def __init__(self, path: str, boot: str, kernel: str) -> None:
         self._boot = boot
         self._kernel = kernel
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        # memory is never slow
+        self._thread = None if path == MEMORY else ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database = _open(path)
 
     def load(self) -> Saved:
@@ -128,7 +130,8 @@ class Store:
     async def close(self) -> None:
         """Finish what was given and close the file."""
         await self._do(self._database.close)
-        self._thread.shutdown()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     async def begin(self, adapter: str, requester: str, script: Script) -> int:
         """Note that `script` is about to run; the number of its intent."""
@@ -201,6 +204,8 @@ class Store:
         await self._do(write)
 
     async def _do(self, work: Callable[[], T]) -> T:
+        if self._thread is None:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 

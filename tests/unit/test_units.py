@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sriovd import __version__
-from sriovd.bus import verbs
+from sriovd.bus import actions as bus_actions
 from sriovd.bus.contract import load_contract
 from sriovd.bus.objects import SIMULATOR_INTERFACE
 from sriovd.core.messages import Message
@@ -62,9 +62,9 @@ def test_the_catalog_compiles(tmp_path: Path) -> None:
 
 def test_polkit_knows_every_action_that_is_asked_for() -> None:
     actions = ElementTree.parse(UNITS / "org.sriovd1.policy").findall("action")
-    asked = {value for value in vars(verbs).values() if _is_action(value)}
-    assert asked >= set(verbs._ACTION_OF_OPERATION.values())
-    assert {action.get("id") for action in actions} == asked - {verbs.SIMULATE}
+    asked = {value for value in vars(bus_actions).values() if _is_action(value)}
+    assert asked >= set(bus_actions.ACTION_OF_OPERATION.values())
+    assert {action.get("id") for action in actions} == asked - {bus_actions.SIMULATE}
 
 
 def _is_action(value: object) -> bool:
@@ -77,7 +77,10 @@ def test_every_action_has_its_words_and_no_default_lets_everybody() -> None:
         assert str(action.findtext("message")).startswith("Authentication is required")
         defaults = {each.tag: each.text for each in action.findall("defaults/*")}
         assert set(defaults) == {"allow_any", "allow_inactive", "allow_active"}
-        assert all(str(each).startswith("auth_admin") for each in defaults.values())
+        looks_only = action.get("id") == bus_actions.INSPECT
+        assert all(
+            each == "yes" if looks_only else str(each).startswith("auth_admin") for each in defaults.values()
+        )
 
 
 def test_the_bus_lets_through_exactly_the_interfaces_that_have_methods() -> None:

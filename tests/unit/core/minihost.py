@@ -19,11 +19,8 @@ from sriovd.backend.base import (
     UeventAction,
 )
 from sriovd.backend.steps import ChainResult, Script, Verb
-from sriovd.core.execute import Executor
-from sriovd.core.inventory import Inventory
-from sriovd.core.jobs import Job, JobRegistry
-from sriovd.core.lifecycle import Lifecycle
-from sriovd.core.picture import Picture
+from sriovd.core.engine import Engine, Places
+from sriovd.core.jobs import Job
 from sriovd.pci import PciAddress
 from tests.unit.core.minikernel import MiniKernel
 
@@ -161,11 +158,20 @@ class MiniHost:
         self.scripts.append(script.title)
         return MiniRun(self, script, on_result)
 
-    def describe(self) -> str:
-        return "minihost"
-
     def boot_id(self) -> str:
         return "boot"
+
+    def hand_over(self, address: PciAddress, uid: int) -> None:
+        raise NotImplementedError
+
+    def take_back(self, group: int) -> None:
+        raise NotImplementedError
+
+    def open_group(self, group: int) -> int:
+        raise NotImplementedError
+
+    def list_group(self, group: int) -> Sequence[str]:
+        return ()
 
     async def find_leftovers(self) -> Sequence[Leftover]:
         return ()

@@ -78,12 +78,27 @@ class HandHost(MiniHost):
         return [adapter for adapter, run in self.runs if not run.finished.done()]
 
 
+class MemoryJournal:
+    """A journal that lasts as long as the test: requester, title and outcome of each intent."""
+
+    def __init__(self) -> None:
+        self.intents: list[list[str]] = []
+
+    async def begin(self, adapter: str, requester: str, script: Script) -> int:
+        self.intents.append([adapter, requester, script.title, ""])
+        return len(self.intents)
+
+    async def finish(self, intent: int, outcome: str) -> None:
+        self.intents[intent - 1][-1] = outcome
+
+
 class Bench:
     """An executor on a hand-driven host."""
 
     def __init__(self) -> None:
         self.host = HandHost()
-        self.executor = Executor(self.host, MemoryJournal())
+        self.journal = MemoryJournal()
+        self.executor = Executor(self.host, self.journal)
         self.log: list[str] = []
         self.executor.on_stuck = lambda adapter, evidence: self.log.append(f"stuck {adapter}: {evidence}")
         self.executor.on_recovered = lambda adapter: self.log.append(f"recovered {adapter}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -21,6 +21,7 @@ from sriovd.core.errors import (
     SriovdError,
 )
 from sriovd.core.inventory import Function
+from sriovd.pci import PciAddress
 from tests.unit.core.minikernel import PF, make_pf, make_vf
 
 VF = make_vf(0).address
@@ -40,6 +41,15 @@ def nic_vf(driver: str = "igbvf", net_interfaces: tuple[str, ...] = ()) -> Funct
 
 HOLDERS = {make_vf(index).address: (Holder(1234 + index, "qemu"),) for index in range(7)}
 HELD_VFS = [vf(index) for index in range(7)]
+
+
+def described(
+    functions: Sequence[Function], holders: Mapping[PciAddress, Sequence[Holder]]
+) -> Mapping[PciAddress, str]:
+    """Those of `functions` that somebody uses."""
+    texts = {each.address: rules.describe_use(each, holders, "") for each in functions}
+    return {address: text for address, text in texts.items() if text}
+
 
 REFUSALS: list[tuple[Callable[[], None], type[SriovdError], list[str], str]] = [
     (lambda: rules.check_vf_count(pf(), 0, 8), NumVfsRejected, [str(PF), "8", "allows 7"], "0 to 7"),
@@ -79,14 +89,19 @@ REFUSALS: list[tuple[Callable[[], None], type[SriovdError], list[str], str]] = [
         [str(VF), "it would not bind."],
         "Bind it",
     ),
-    (lambda: rules.check_unused([vf()], HOLDERS), InUse, [str(VF), "qemu (pid 1234)"], "force"),
+    (lambda: rules.check_unused(described([vf()], HOLDERS)), InUse, [str(VF), "qemu (pid 1234)"], "force"),
     (
-        lambda: rules.check_unused(HELD_VFS, HOLDERS),
+        lambda: rules.check_unused(described(HELD_VFS, HOLDERS)),
         InUse,
         [str(VF), "qemu (pid 1238)", "and 2 more"],
         "force",
     ),
-    (lambda: rules.check_unused([nic_vf()], {}), InUse, [str(VF), "network namespace"], "End that use"),
+    (
+        lambda: rules.check_unused(described([nic_vf()], {})),
+        InUse,
+        [str(VF), "network namespace"],
+        "End that use",
+    ),
 ]
 
 
@@ -112,10 +127,10 @@ ALLOWED: list[Callable[[], None]] = [
     lambda: rules.check_resettable(pf(), 0),
     lambda: rules.check_removable(pf()),
     lambda: rules.check_in_service(vf()),
-    lambda: rules.check_unused([], HOLDERS),
-    lambda: rules.check_unused([pf()], HOLDERS),
-    lambda: rules.check_unused([vf()], {}),
-    lambda: rules.check_unused([vf()], {VF: ()}),
+    lambda: rules.check_unused(described([], HOLDERS)),
+    lambda: rules.check_unused(described([pf()], HOLDERS)),
+    lambda: rules.check_unused(described([vf()], {})),
+    lambda: rules.check_unused(described([vf()], {VF: ()})),
 ]
 
 

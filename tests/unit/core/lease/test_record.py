@@ -14,7 +14,7 @@ from sriovd.core.lease.record import Lease, LeaseState, check_name
 from sriovd.pci import PciAddress
 
 PF = PciAddress.parse("0000:01:00.0")
-LEASE = Lease(7, 1000, "vm web-1", PF, 3, 2, "vfio-pci", True, LeaseState.ACTIVE)
+LEASE = Lease(7, 1000, "vm web-1", PF, 3, 2, "vfio-pci", "none", True, LeaseState.ACTIVE)
 PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 leases = st.builds(
@@ -26,6 +26,7 @@ leases = st.builds(
     index=st.integers(0, 65534),
     generation=st.integers(1, 2**63 - 1),
     driver=st.sampled_from(["vfio-pci", "pci-stub", "default", "none", "igbvf"]),
+    home=st.sampled_from(["vfio-pci", "pci-stub", "default", "none", "igbvf"]),
     held_by_descriptor=st.booleans(),
     state=st.sampled_from(LeaseState),
     reason=st.text(min_size=1),
@@ -46,6 +47,7 @@ def test_what_is_stored_is_plain() -> None:
         "index": 3,
         "generation": 2,
         "driver": "vfio-pci",
+        "home": "none",
         "held_by_descriptor": True,
         "state": "active",
         "reason": "",
