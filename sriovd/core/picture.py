@@ -117,6 +117,7 @@ class Picture:
             self._lost = True
             self._wake.set()
             return
+        # LinkChanged is taken as a uevent is: a look at its function.
         waiting = self._busy.get(self._adapter_of(event.address))
         if waiting is None:
             self._note({event.address})
