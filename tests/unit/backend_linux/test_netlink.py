@@ -138,10 +138,8 @@ def test_the_whole_of_pyroute2_is_not_loaded() -> None:
 def test_a_helper_asks_the_kernel(
     tree: FakeTree, open_pool: OpenPool, play: Play, make_script: MakeScript
 ) -> None:
-    """The loopback interface stands for a PF's own, and one with a higher number for a representor."""
+    """The loopback interface stands for a PF's own."""
     net = f"bus/pci/devices/{tree.function}/net"
-    tree.add_file(f"{net}/pf0vf0/ifindex", "0\n")
-    tree.add_file(f"{net}/pf0vf0/phys_port_name", "pf0vf0\n")
     tree.add_file(f"{net}/eth9/ifindex", "1\n")
     tree.add_file(f"{net}/eth10/ifindex", "999999\n")
     script = make_script(
@@ -158,6 +156,26 @@ def test_a_helper_asks_the_kernel(
             assert read.value == format_report(LinkReport(mtu=65536))
             assert (nonsense.errno, nonsense.value) == (errno.EINVAL, "")
             assert refused.errno in (errno.EOPNOTSUPP, errno.EPERM)
+
+    play(story())
+
+
+@pytest.mark.parametrize("port", ["pf0vf0", "c1pf0vf12", "pf0sf3"])
+def test_a_representor_is_not_the_functions_own(
+    tree: FakeTree, open_pool: OpenPool, play: Play, make_script: MakeScript, port: str
+) -> None:
+    """The loopback interface stands for it; whom the helper asks for instead, the kernel does not know."""
+    net = f"bus/pci/devices/{tree.function}/net"
+    tree.add_file(f"{net}/eth1/ifindex", "1\n")
+    tree.add_file(f"{net}/eth1/phys_port_name", f"{port}\n")
+    tree.add_file(f"{net}/eth0/ifindex", "999999\n")
+    tree.add_file(f"{net}/eth0/phys_port_name", "p0\n")
+    script = make_script((Step(Verb.READ_LINK, tree.function),))
+
+    async def story() -> None:
+        async with open_pool() as pool:
+            (result,) = await pool.run("slot", script, lambda _result: None).finished
+            assert result.results[0].errno == errno.ENODEV
 
     play(story())
 
