@@ -13,7 +13,18 @@ from sriovd.backend.simulated.drivers import DRIVERS, Driver, LinkSupport
 from sriovd.backend.steps import Access, StepResult, Verb
 from sriovd.backend.vf_attributes import Attribute, LinkReport, VfAttributes, parse_report
 from sriovd.pci import PciAddress
-from tests.unit.backend_simulated.support import IGB, IGB2, NVME, Sim, run_async, script, step, until
+from tests.unit.backend_simulated.support import (
+    IGB,
+    IGB2,
+    NVME,
+    VF,
+    VF1,
+    Sim,
+    run_async,
+    script,
+    step,
+    until,
+)
 
 PF = PciAddress.parse(IGB)
 DLB = "0000:05:00.0"
@@ -143,3 +154,20 @@ def test_a_rate_waits_for_the_carrier_that_new_vfs_cost(root: str) -> None:
         assert ask(sim, IGB, "0 rate 0 100") == "ok"
 
     run_async(main)
+
+
+def test_a_vf_without_an_address_chooses_one_until_its_reset(sim: Sim) -> None:
+    sim.enable(IGB, 2)
+    assert ask(sim, IGB, "1 mac 02:00:00:00:00:0b") == "ok"
+    sim.changed_links()
+    for vf in (VF, VF1):
+        sim.bind(vf, "igbvf")
+    own = sim.read(f"{VF}/net/eth2/address").strip()
+    given = sim.read(f"{VF1}/net/eth3/address").strip()
+    assert [read(sim, IGB).vfs[index].mac for index in (0, 1)] == [own, given]
+    assert given == "02:00:00:00:00:0b"
+    for vf in (VF, VF1):
+        sim.must("drivers/igbvf/unbind", vf)
+        sim.must(f"{vf}/reset", "1")
+    assert sim.changed_links() == []
+    assert [read(sim, IGB).vfs[index].mac for index in (0, 1)] == ["00:00:00:00:00:00", given]
