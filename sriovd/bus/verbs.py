@@ -225,6 +225,9 @@ class SimulatorVerbs:
                 parse_address(address), Holder(pid, name)
             ),
             "CloseDevice": lambda address: self._simulator.close_device(parse_address(address)),
+            "SetVFAttribute": lambda address, request: self._simulator.set_vf_attribute(
+                parse_address(address), request
+            ),
             "LoseEvents": self._simulator.lose_events,
         }
         return {(SIMULATOR_INTERFACE, name): self._owners_only(verb) for name, verb in verbs.items()}

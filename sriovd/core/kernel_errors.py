@@ -16,6 +16,7 @@ from sriovd.core.errors import (
     BackendFailed,
     BindFailed,
     InUse,
+    InvalidArgument,
     NoSuchFunction,
     NotSupported,
     NumVfsRejected,
@@ -31,8 +32,18 @@ class _Meaning:
     hint: str
 
 
+_STILL_IN_RESET = _Meaning(
+    BackendFailed, "A reset is not over, so that {address} did not take: VF {argument}.", "Ask again soon."
+)
+_NO_INTERFACE = _Meaning(
+    NotSupported,
+    "{address} has no network interface here.",
+    "Bind it to a network driver, and keep its interface in the host's network namespace.",
+)
+
 # drivers/pci/iov.c sriov_numvfs_store, drivers/base/bus.c bind_store and unbind_store,
-# drivers/pci/pci.c pci_reset_function; each row was seen on a Debian kernel unless it says otherwise.
+# drivers/pci/pci.c pci_reset_function, net/core/rtnetlink.c do_setvfinfo; each row was seen on a Debian
+# kernel unless it says otherwise.
 _MEANINGS: Mapping[tuple[Verb, int], _Meaning] = {
     (Verb.SET_NUM_VFS, errno.ERANGE): _Meaning(
         NumVfsRejected, "{address} cannot have {argument} VFs: its driver allows fewer.", "See TotalVFs."
@@ -83,6 +94,28 @@ _MEANINGS: Mapping[tuple[Verb, int], _Meaning] = {
     ),
     (Verb.RESET, errno.EAGAIN): _Meaning(
         ResetFailed, "{address} is locked by somebody else's reset.", "Ask again when it is over."
+    ),
+    (Verb.SET_VF_ATTRIBUTE, errno.EOPNOTSUPP): _Meaning(
+        NotSupported,
+        "The driver of {address} cannot do that to its VFs: VF {argument}.",
+        "Leave the attribute out.",
+    ),
+    (Verb.SET_VF_ATTRIBUTE, errno.EPROTONOSUPPORT): _Meaning(
+        NotSupported, "The driver of {address} has no such VLAN protocol: VF {argument}.", "Use 802.1Q."
+    ),
+    (Verb.SET_VF_ATTRIBUTE, errno.EINVAL): _Meaning(
+        InvalidArgument,
+        "The kernel or the driver of {address} finds no sense in: VF {argument}.",
+        "The VF must exist; a MAC is no group's; a rate is at most the link's speed, 0 while it is down.",
+    ),
+    (Verb.SET_VF_ATTRIBUTE, errno.ENODEV): _NO_INTERFACE,
+    # Not seen: i40e's "VF still in reset. Try again." (i40e_virtchnl_pf.c), and what others may call it.
+    (Verb.SET_VF_ATTRIBUTE, errno.EAGAIN): _STILL_IN_RESET,
+    (Verb.SET_VF_ATTRIBUTE, errno.EBUSY): _STILL_IN_RESET,
+    (Verb.READ_LINK, errno.ENODEV): _NO_INTERFACE,
+    # Not seen: one netlink attribute has 64 KiB, some 300 VFs (sriovd/backend/linux/netlink.py).
+    (Verb.READ_LINK, errno.EMSGSIZE): _Meaning(
+        NotSupported, "{address} has more VFs than the kernel can tell of at once.", "Create fewer VFs."
     ),
 }
 

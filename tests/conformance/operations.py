@@ -10,18 +10,14 @@ seconds to let VFs go.
 from __future__ import annotations
 
 from sriovd.backend.steps import Chain
-from sriovd.pci import PciAddress
 from tests.conformance.actions import (
-    Action,
     AskDriver,
     AssignResources,
-    AwaitLinkChanged,
     Close,
     Do,
     FindHolders,
     Finish,
     Hangs,
-    LinkDown,
     LinkUp,
     ListFunctions,
     ListVfs,
@@ -30,11 +26,35 @@ from tests.conformance.actions import (
     Open,
     Scenario,
     SetParameter,
-    SetVfAttribute,
     begin,
     do,
     each,
     malformed,
+)
+from tests.conformance.link_operations import LINK_SCENARIOS
+from tests.conformance.phrases import (
+    IGB0,
+    IGB1,
+    IN_VFIO,
+    LONGEST_OVERRIDE,
+    MALFORMED,
+    NOWHERE,
+    NVME,
+    NVME_VF,
+    NVME_VFS,
+    PORT,
+    VF,
+    VFS,
+    autoprobe,
+    make_vfs,
+    method,
+    move,
+    move_all,
+    override,
+    release,
+    set_vfs,
+    state,
+    try_everywhere,
 )
 from tests.conformance.steps import (
     RESCAN_BUS,
@@ -42,109 +62,17 @@ from tests.conformance.steps import (
     count_vfs,
     probe,
     read_driver,
-    read_link,
     read_override,
     read_vf,
     remove,
     rescan_port,
     reset,
-    set_attribute,
     set_autoprobe,
     set_num_vfs,
     set_override,
     set_reset_method,
     unbind,
 )
-
-IGB0, IGB1, NVME = (PciAddress.parse(f"0000:0{bus}:00.0") for bus in (1, 2, 3))
-PORT = PciAddress.parse("0000:00:03.0")  # above IGB0
-NOWHERE = PciAddress.parse("0000:7f:00.0")
-VFS = tuple(PciAddress.from_rid(0, IGB0.rid + 128 + 2 * index) for index in range(7))
-VF = VFS[0]
-NVME_VFS = tuple(PciAddress.from_rid(0, NVME.rid + 1 + index) for index in range(5))
-NVME_VF = NVME_VFS[0]
-IN_VFIO = "vfio_unregister_group_dev"  # drivers/vfio/vfio_main.c: until the last user has closed the device
-LONGEST_OVERRIDE = 4094  # drivers/base/driver.c: PAGE_SIZE - 1 is refused
-
-MALFORMED = (
-    "nonsense", "0000:03:00", "03:00.1", "0000:03:00.1 ", " 0000:03:00.1", "0000:03:00.9", "0000:7f:00.0",
-    "0000:03:1F.7", "../../x", "\n", "0000:03:00.1\n",
-)  # fmt: skip
-
-
-def set_vfs(pf: PciAddress, *values: str) -> Do:
-    """Write each value to sriov_numvfs, whatever becomes of the one before, and count the VFs after each."""
-    return each(*(item for value in values for item in (set_num_vfs(pf, value), count_vfs(pf))))
-
-
-def make_vfs(pf: PciAddress, count: int, autoprobe: str = "0") -> Do:
-    """As sriovd does it: no driver on the way."""
-    return do(set_autoprobe(pf, autoprobe), set_num_vfs(pf, str(count)))
-
-
-def state(address: PciAddress) -> Do:
-    """Driver and override, as far as they can be read."""
-    return each(read_driver(address), read_override(address))
-
-
-def move(address: PciAddress, driver: str) -> Chain:
-    """The chain with which sriovd binds a function without driver."""
-    return Chain(
-        address,
-        (
-            set_override(address, driver),
-            bind(address, driver),
-            read_driver(address, expect=driver),
-        ),
-    )
-
-
-def move_all(addresses: tuple[PciAddress, ...], driver: str) -> Do:
-    """The same for many."""
-    return Do(tuple(move(address, driver) for address in addresses))
-
-
-def release(address: PciAddress, driver: str) -> Chain:
-    """The chain that takes a function off its driver and forgets the override."""
-    return Chain(
-        address,
-        (
-            unbind(address, driver),
-            set_override(address, ""),
-            read_driver(address, expect=""),
-        ),
-    )
-
-
-def try_everywhere(text: str) -> Do:
-    """A text that is no address, to everything that takes one."""
-    address = malformed(text)
-    return each(
-        bind(address, "vfio-pci"),
-        unbind(address, "vfio-pci"),
-        probe(address),
-    )
-
-
-def override(value: str) -> Do:
-    """Write an NVMe VF's override and read it back."""
-    return each(set_override(NVME_VF, value), read_override(NVME_VF))
-
-
-def autoprobe(value: str) -> tuple[Action, ...]:
-    """Write a value to sriov_drivers_autoprobe and look."""
-    return (each(set_autoprobe(IGB0, value)), Look(IGB0))
-
-
-def method(address: PciAddress, value: str) -> tuple[Action, ...]:
-    """Write reset_method, reset, look."""
-    return (each(set_reset_method(address, value), reset(address)), Look(address))
-
-
-def set_attributes(pf: PciAddress, *requests: str) -> Do:
-    """Make each request, whatever became of the one before, and read everything."""
-    return each(*(set_attribute(pf, request) for request in requests), read_link(pf))
-
 
 SCENARIOS = (
     Scenario("inventory", "what a host without VFs tells", (
@@ -359,65 +287,7 @@ SCENARIOS = (
         stop_on_failure=True),
         state(NVME_VF), state(NVME_VFS[1]), state(NVME_VFS[2]),
     )),
-    Scenario("link-read", "interfaces, with and without VFs, and functions that have none", (
-        each(read_link(IGB0), read_link(IGB0, ""), read_link(NVME), read_link(NOWHERE), read_link(PORT)),
-        make_vfs(IGB0, 7), each(read_link(IGB0), read_link(IGB0, ""), read_link(VF)),
-        do(unbind(IGB1, "igb")), each(read_link(IGB1)), set_attributes(NVME, "0 trust on"),
-        set_attributes(NOWHERE, "0 trust on"), each(read_link(IGB0, "all"), read_link(NOWHERE, "all")),
-    )),
-    Scenario("vf-attributes", "set one by one on a PF that is switched off", (
-        LinkDown(IGB0),
-        set_attributes(IGB0, "0 mac 02:00:00:00:00:01", "0 vlan 1 0 802.1Q", "0 spoof-check on",
-                       "0 trust on", "0 rate 0 0", "0 link-state auto", "0 rss-query on"),
-        make_vfs(IGB0, 3),
-        set_attributes(IGB0, "0 mac 02:00:00:00:00:01", "1 vlan 100 3 802.1Q", "2 spoof-check off",
-                       "2 trust on"),
-        set_attributes(IGB0, "0 mac 00:00:00:00:00:00", "1 vlan 4095 7 802.1Q", "2 spoof-check on",
-                       "2 trust off"),
-        set_attributes(IGB0, "1 vlan 0 5 802.1Q"), set_attributes(IGB0, "1 vlan 0 0 802.1Q"),
-    )),
-    Scenario("vf-attributes-refused", "what igb cannot or will not", (
-        make_vfs(IGB0, 2),
-        set_attributes(
-            IGB0, "0 mac 01:00:5e:00:00:01", "0 mac ff:ff:ff:ff:ff:ff", "0 vlan 4096 0 802.1Q",
-            "0 vlan 100 8 802.1Q", "0 vlan 100 0 802.1ad", "0 vlan 0 0 802.1ad", "0 vlan 4096 0 802.1ad",
-            "0 link-state auto", "0 link-state disable", "0 rss-query off",
-            "0 node-guid 00:11:22:33:44:55:66:77", "0 port-guid 00:11:22:33:44:55:66:77",
-        ),
-        set_attributes(
-            IGB0, "2 mac 02:00:00:00:00:01", "2 vlan 1 0 802.1Q", "7 spoof-check on", "2 trust on",
-            "2 vlan 1 0 802.1ad", "2 link-state auto", "2147483646 trust on", "2147483647 trust on",
-            "2147483647 link-state auto", "4294967295 trust on",
-        ),
-        set_attributes(
-            IGB0, "0 mac 02:00:00:00:00", "0 mac 02-00-00-00-00-01", "0 mac", "0 vlan 1",
-            "0 vlan -1 0 802.1Q", "0 vlan 1 0 802.1q", "-1 trust on", "0 trust yes", "0 colour red",
-            "", "0 rate 0 4294967296",
-        ),
-        set_attributes(VF, "0 trust on"),
-    )),
-    Scenario("vf-rates", "up to the speed of a link that has a carrier", (
-        LinkDown(IGB0), make_vfs(IGB0, 2), set_attributes(IGB0, "0 rate 0 100", "0 rate 50 100"),
-        LinkUp(IGB0),
-        set_attributes(IGB0, "0 rate 0 100", "0 rate 50 100", "0 rate 50 0", "1 rate 0 1000",
-                       "1 rate 0 1001"),
-        set_attributes(IGB0, "0 rate 200 100", "1 rate 0 4294967295", "2 rate 0 1"),
-        set_attributes(IGB0, "0 rate 0 0", "1 rate 0 1"), LinkDown(IGB0),
-        set_attributes(IGB0, "1 rate 0 100"),
-    )),
-    Scenario("vf-attributes-last", "they are the PF's, and go with the VFs", (
-        make_vfs(IGB0, 2), LinkUp(IGB0),
-        set_attributes(IGB0, "0 mac 02:00:00:00:00:01", "1 vlan 100 3 802.1Q", "1 rate 0 100", "1 trust on"),
-        Do((move(VF, "vfio-pci"), move(VFS[1], "pci-stub"))), each(reset(VF), reset(VFS[1])),
-        each(read_link(IGB0)), Do((release(VF, "vfio-pci"), release(VFS[1], "pci-stub"))),
-        LinkDown(IGB0), each(read_link(IGB0)), LinkUp(IGB0), do(reset(IGB0)), each(read_link(IGB0)),
-        make_vfs(IGB0, 0), each(read_link(IGB0)), make_vfs(IGB0, 2), each(read_link(IGB0)), LinkDown(IGB0),
-    )),
-    Scenario("vf-attributes-by-others", "are told while the PF is switched on", (
-        make_vfs(IGB0, 2), LinkUp(IGB0), set_attributes(IGB0, "0 trust on"), AwaitLinkChanged(IGB0),
-        SetVfAttribute(IGB0, "1 vlan 7 qos 2", "1 vlan 7 2 802.1Q"), AwaitLinkChanged(IGB0),
-        each(read_link(IGB0)), LinkDown(IGB0), AwaitLinkChanged(IGB0),
-    )),
+    *LINK_SCENARIOS,
     Scenario("never-tried", "what is no file of the PCI bus, and empty writes", (
         each(set_num_vfs(malformed("../../x"), "1"), set_num_vfs(malformed("."), "1"),
              set_num_vfs(malformed(""), "1"), set_num_vfs(IGB0, ""),

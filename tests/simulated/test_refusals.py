@@ -328,6 +328,8 @@ def test_what_the_kernel_refuses(host: DaemonProcess, error: str, name: str, say
         ("InjectFault", "ssa{sv}", ("frobnicate", "", {}), "frobnicate"),
         ("InjectFault", "ssa{sv}", ("bind", "", make_options(errno="EWHAT")), "EWHAT"),
         ("OpenDevice", "sus", (IGB0, 1, "init"), "not bound to vfio-pci"),
+        ("SetVFAttribute", "ss", (IGB0, "0 trust on"), "Invalid argument"),
+        ("SetVFAttribute", "ss", (IGB0, "0 colour red"), "Invalid argument"),
     ],
 )
 def test_what_the_simulator_refuses(

@@ -234,6 +234,8 @@ def _probe(host: Host, driver: DriverObject, dev: Device) -> Rule[None]:
     host.add_class_devices(dev, kind)
     if host.switches_on and dev.sriov:
         link_rules.switch_on(host, dev)
+    if kind.has_netdev and dev.physfn:
+        link_rules.choose_mac(dev)
 
 
 def _check_vfio(dev: Device) -> None:

@@ -2,8 +2,8 @@
 6.12; igb: drivers/net/ethernet/intel/igb/igb_main.c).
 
 Rule: every function names the kernel function that it stands for. What an interface is asked goes under the
-one lock that all interfaces share. Attributes belong to the PF and live as long as its VFs: no reset, unbind
-or switching off of anybody changes them.
+one lock that all interfaces share. Attributes belong to the PF and live as long as its VFs; only the address
+that a VF has chosen for itself, for want of one, goes with its reset.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from sriovd.backend.simulated.device import Device, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC, LinkSupport
 from sriovd.backend.simulated.host import Host
-from sriovd.backend.simulated.netdev import show_state
+from sriovd.backend.simulated.netdev import NO_MAC, invent_mac, show_state
 from sriovd.backend.simulated.parse import fail
 from sriovd.backend.steps import Verb
 from sriovd.backend.vf_attributes import (
@@ -27,7 +27,6 @@ from sriovd.backend.vf_attributes import (
 )
 
 CARRIER_USEC = 450 * MSEC  # from a reset of the interface to its carrier, on an emulated igb
-_NO_MAC = "00:00:00:00:00:00"
 _INDEX_LIMIT = 2**31 - 1  # do_setvfinfo: INT_MAX
 _LARGEST_VLAN, _LARGEST_QOS = 4095, 7
 
@@ -65,12 +64,29 @@ def begin_vfs(host: Host, dev: Device, count: int) -> None:
     link = _support(dev)
     protocol = link.vlan_protocols[0]
     new = VfAttributes(
-        mac=_NO_MAC, vlan=0, qos=0, vlan_protocol=protocol, spoof_check=link.spoof_check, trust=link.trust,
+        mac=NO_MAC, vlan=0, qos=0, vlan_protocol=protocol, spoof_check=link.spoof_check, trust=link.trust,
         min_tx_rate=0, max_tx_rate=0, link_state="auto", rss_query=link.rss_query,
     )  # fmt: skip
     dev.vf_attributes = [new] * count if link.reports_vfs else []
     if link.is_reset_by_sriov:
         lose_carrier(host, dev)
+
+
+def choose_mac(dev: Device) -> None:
+    """igbvf_probe, igb_set_vf_mac_addr: a VF to whom nobody has given an address tells a PF that is switched
+    on which one it has chosen. Nobody else is told."""
+    _change_mac(dev, NO_MAC, invent_mac(dev))
+
+
+def forget_mac(dev: Device) -> None:
+    """igb_vf_reset_event: what a VF has chosen is gone with its reset."""
+    _change_mac(dev, invent_mac(dev), NO_MAC)
+
+
+def _change_mac(dev: Device, old: str, new: str) -> None:
+    pf, index = dev.physfn, dev.vf_index
+    if pf is not None and pf.is_up and index < len(pf.vf_attributes) and pf.vf_attributes[index].mac == old:
+        pf.vf_attributes[index] = replace(pf.vf_attributes[index], mac=new)
 
 
 def switch_on(host: Host, dev: Device) -> None:
@@ -137,7 +153,7 @@ def _set_vf(host: Host, dev: Device, index: int, attribute: Attribute, values: V
 
 def _check_mac(_dev: Device, _link: LinkSupport, values: VfAttributes) -> None:
     """igb_ndo_set_vf_mac: all zero takes the address back, else is_valid_ether_addr: not a group's."""
-    if int((values.mac or _NO_MAC)[:2], 16) & 1:
+    if int((values.mac or NO_MAC)[:2], 16) & 1:
         fail(errno.EINVAL)
 
 

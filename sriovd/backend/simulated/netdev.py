@@ -12,18 +12,28 @@ from sriovd.backend.simulated.tree import File, Tree
 
 _FIRST_INDEX = 2  # 1 is the loopback's
 _PREFIX = "eth"
+NO_MAC = "00:00:00:00:00:00"
 
 
 def _files(dev: Device, number: int) -> tuple[File, ...]:
-    """net/core/net-sysfs.c, what tools ask for. Addresses are locally administered and say the routing
-    id."""
-    mac = f"02:00:00:{dev.address.domain & 0xFF:02x}:{dev.address.bus:02x}:{dev.address.rid & 0xFF:02x}"
+    """net/core/net-sysfs.c, what tools ask for."""
     texts = {
-        "address": mac, "addr_len": "6", "dev_id": "0x0", "dev_port": "0", "flags": "0x1002",
+        "address": _find_mac(dev), "addr_len": "6", "dev_id": "0x0", "dev_port": "0", "flags": "0x1002",
         "ifindex": str(_FIRST_INDEX + number), "iflink": str(_FIRST_INDEX + number), "mtu": "1500",
         "operstate": "down", "type": "1",
     }  # fmt: skip
     return tuple(File(name, 0o444, f"{text}\n".encode()) for name, text in texts.items())
+
+
+def invent_mac(dev: Device) -> str:
+    """The address of an interface that nobody has given one: locally administered, with the routing id."""
+    return f"02:00:00:{dev.address.domain & 0xFF:02x}:{dev.address.bus:02x}:{dev.address.rid & 0xFF:02x}"
+
+
+def _find_mac(dev: Device) -> str:
+    """A VF's is what its PF has for it when the VF's driver probes."""
+    known = dev.physfn.vf_attributes[dev.vf_index : dev.vf_index + 1] if dev.physfn else []
+    return next((each.mac for each in known if each.mac not in (None, NO_MAC)), None) or invent_mac(dev)
 
 
 def add_netdev(tree: Tree, numbers: NumberPool, dev: Device, name: str = "") -> None:

@@ -12,6 +12,7 @@ from sriovd.backend.model import PhysicalFunctionModel, Reset, VirtualFunctionMo
 from sriovd.backend.model.function import find_profile
 from sriovd.backend.model.power import PowerProfile
 from sriovd.backend.model.registers import Express
+from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.attributes import read_link_register
 from sriovd.backend.simulated.device import Device, FixedFunction, Kind, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC
@@ -118,6 +119,7 @@ def _reset(host: Host, dev: Device) -> Rule[None]:
         _reset_pf(model, method)
     else:
         model.function_level_reset()
+        link_rules.forget_mac(dev)
     yield Wait("pci_dev_wait", RESET_USEC)
     comes_back = method != "bus" or dev.port is None or _is_link_known_up(dev.port)
     if not comes_back:

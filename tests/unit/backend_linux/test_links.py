@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sriovd.backend.base import EventsLost, KernelEvent, LinkChanged
+from sriovd.backend.linux import links
 from sriovd.backend.linux.links import LinkMonitor, find_functions
 from sriovd.pci import PciAddress
 
@@ -99,6 +100,27 @@ def test_an_overrun_is_told_when_the_socket_is_empty(play: Play, wait_until: Wai
         assert taken == [EventsLost("the link socket's buffer overran")]
         flood()  # and once more
         await wait_until(lambda: len(taken) == 2)
+        monitor.stop()
+
+    play(story())
+
+
+def test_a_loss_is_told_after_a_full_batch_too(play: Play, wait_until: WaitUntil) -> None:
+    """Nothing follows that would wake the monitor."""
+
+    async def story() -> None:
+        taken: list[KernelEvent] = []
+        monitor = LinkMonitor(taken.append, lambda _address: True)
+        monitor.start()
+        assert monitor._socket is not None
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sender:
+            try:
+                for _ in range(links._BATCH):
+                    sender.sendto(announce(None), (monitor._socket.getsockname()[0], 0))
+            except OSError as error:
+                pytest.skip(f"nothing can be sent to a netlink socket here: {error.strerror}")
+        monitor._lost_reason = "a test"
+        await wait_until(lambda: taken == [EventsLost("a test")])
         monitor.stop()
 
     play(story())

@@ -11,6 +11,7 @@ from sriovd.core.errors import (
     BackendFailed,
     BindFailed,
     InUse,
+    InvalidArgument,
     NoSuchFunction,
     NotSupported,
     NumVfsRejected,
@@ -20,7 +21,12 @@ from sriovd.core.errors import (
 from sriovd.core.kernel_errors import _MEANINGS, explain
 from tests.unit.core.minikernel import PF
 
-ARGUMENTS = {Verb.SET_NUM_VFS: "7", Verb.BIND: "igbvf", Verb.UNBIND: "igbvf"}
+ARGUMENTS = {
+    Verb.SET_NUM_VFS: "7",
+    Verb.BIND: "igbvf",
+    Verb.UNBIND: "igbvf",
+    Verb.SET_VF_ATTRIBUTE: "3 trust on",
+}
 WRITES = [
     (Verb.SET_NUM_VFS, errno.ERANGE, NumVfsRejected),
     (Verb.SET_NUM_VFS, errno.EBUSY, NumVfsRejected),
@@ -36,6 +42,14 @@ WRITES = [
     (Verb.RESET, errno.ENOTTY, ResetFailed),
     (Verb.RESET, errno.ENOENT, NotSupported),
     (Verb.RESET, errno.EAGAIN, ResetFailed),
+    (Verb.SET_VF_ATTRIBUTE, errno.EOPNOTSUPP, NotSupported),
+    (Verb.SET_VF_ATTRIBUTE, errno.EPROTONOSUPPORT, NotSupported),
+    (Verb.SET_VF_ATTRIBUTE, errno.EINVAL, InvalidArgument),
+    (Verb.SET_VF_ATTRIBUTE, errno.ENODEV, NotSupported),
+    (Verb.SET_VF_ATTRIBUTE, errno.EAGAIN, BackendFailed),
+    (Verb.SET_VF_ATTRIBUTE, errno.EBUSY, BackendFailed),
+    (Verb.READ_LINK, errno.ENODEV, NotSupported),
+    (Verb.READ_LINK, errno.EMSGSIZE, NotSupported),
 ]
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sriovd.backend.base import EventsLost, FunctionFacts
+from sriovd.backend.base import EventsLost, FunctionFacts, LinkChanged
 from sriovd.core.messages import FIELDS_ATTRIBUTE, Message
 from sriovd.pci import PciAddress
 from tests.unit.core.minihost import Rules, run_async, settle, until
@@ -43,6 +43,17 @@ def test_an_event_is_a_reason_to_look_at_its_function_and_at_no_other() -> None:
             rules.host.tell(PF)
             await until(lambda: known(rules)[PF].driver == "")
             assert rules.host.reads == [PF]
+
+    run_async(test())
+
+
+def test_a_changed_link_is_a_reason_to_look_too() -> None:
+    async def test() -> None:
+        async with following(make_pf(), make_pf(OTHER_PF)) as rules:
+            rules.kernel.functions[OTHER_PF] = make_pf(OTHER_PF, driver="")
+            rules.host.tell(LinkChanged(OTHER_PF))
+            await until(lambda: known(rules)[OTHER_PF].driver == "")
+            assert rules.host.reads == [OTHER_PF]
 
     run_async(test())
 
