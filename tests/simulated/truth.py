@@ -73,6 +73,8 @@ def shown_objects(managed: Objects) -> Objects:
     for interfaces in shown.values():
         for name in ("Generation", "Quarantined"):
             interfaces.get(FUNCTION, {}).pop(name, None)
+        for name in ("Policy", "PolicyState", "PolicyReason"):
+            interfaces.get(PHYSICAL_FUNCTION, {}).pop(name, None)
     return shown
 
 
