@@ -14,6 +14,9 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 BINARY = $(DESTDIR)$(PREFIX)/sbin/sriovd
 
 RUNTIME_PACKAGES := python3 python3-dbus-next python3-pyroute2 python3-pyudev python3-systemd
+# A package since Debian 13; on Debian 12 it comes from PyPI and lives with sriovd.
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+HAS_MSGSPEC = $(PYTHON) -Ic 'import sys; sys.path.insert(0, "$(LIBDIR)/sriovd"); import msgspec' 2>/dev/null
 TEST_PACKAGES := dbus e2fsprogs git mmdebstrap pciutils python3-dbusmock python3-venv systemd udev
 
 .PHONY: help demo run test lab setup install uninstall clean
@@ -56,6 +59,10 @@ install:
 	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ] && [ -z "$(DESTDIR)" ]; then apt-get install -y --no-install-recommends $$missing; fi
 	install -d $(LIBDIR)/sriovd
+	@$(HAS_MSGSPEC) || [ -n "$(DESTDIR)" ] || apt-get install -y --no-install-recommends python3-msgspec || true
+	@$(HAS_MSGSPEC) || $(PIP) --version >/dev/null 2>&1 || [ -n "$(DESTDIR)" ] || \
+	    apt-get install -y --no-install-recommends python3-pip
+	$(HAS_MSGSPEC) || $(PIP) install -q --root-user-action=ignore --no-deps --upgrade --target=$(LIBDIR)/sriovd msgspec
 	cp -r --no-preserve=ownership sriovd $(LIBDIR)/sriovd/
 	find $(LIBDIR)/sriovd -name __pycache__ -prune -exec rm -rf {} +
 	$(PYTHON) -m compileall -q -s "$(DESTDIR)" $(LIBDIR)/sriovd

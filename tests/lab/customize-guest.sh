@@ -9,7 +9,9 @@ systemctl --root="$root" --quiet enable sriovd-lab-agent.service
 systemctl --root="$root" --quiet mask \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-timesyncd.service kexec-load.service kexec.service ldconfig.service systemd-journal-catalog-update.service \
-    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount nvmf-autoconnect.service systemd-pstore.service
+    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount nvmf-autoconnect.service systemd-pstore.service \
+    podman.service podman.socket podman-auto-update.timer podman-restart.service podman-clean-transient.service \
+    netavark-dhcp-proxy.service netavark-dhcp-proxy.socket netavark-firewalld-reload.service
 
 : > "$root/etc/fstab"
 : > "$root/etc/machine-id"

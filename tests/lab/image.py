@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.host import KEYRING, cache_directory, debian_mirror, find_program, inherited_apt_options
-from tests.lab.recipe import HERE, TOOLS_RECIPE, Recipe, guest_recipe
+from tests.lab.recipe import HERE, PYTHON_VERSIONS, TOOLS_RECIPE, Recipe, guest_recipe
 
 BUILD_TIMEOUT_S = 900.0
 AGENT_PATH = "/usr/local/lib/sriovd-lab/agent.py"  # as the unit in guest-root/ starts it
@@ -103,6 +104,8 @@ def build(recipe: Recipe, final: Path) -> None:
     staging.mkdir()
     try:
         run_logged(bootstrap_argv(recipe, staging / "root"), log)
+        if recipe.wheels:
+            run_logged(wheels_argv(recipe, staging / "root"), log)
         if recipe.with_kernel:
             make_guest_image(staging, log)
         staging.rename(final)
@@ -138,6 +141,18 @@ def bootstrap_argv(recipe: Recipe, root: Path) -> list[str]:
     mirror = debian_mirror()
     sources = [f"deb [signed-by={KEYRING}] {mirror} {suite} main" for suite in recipe.suites]
     return [*argv, recipe.suites[0], str(root), *sources]
+
+
+def wheels_argv(recipe: Recipe, root: Path) -> list[str]:
+    """The pip command that puts a recipe's wheels where the root's own Python finds them; pip is that of the
+    tests' virtual environment, so that the guest needs none. Two platforms: the older and the newer tag.
+    """
+    version = PYTHON_VERSIONS[recipe.suites[0]]
+    target = root / f"usr/local/lib/python{version}/dist-packages"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
+    platforms = ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64"]
+    wanted = ["--only-binary=:all:", f"--python-version={version}", *platforms, f"--target={target}"]
+    return [*pip, *wanted, *recipe.wheels]
 
 
 def pin_hook(recipe: Recipe) -> str:
@@ -178,7 +193,9 @@ def make_guest_image(staging: Path, log: Path) -> None:
             raise BuildFailed(
                 f"{root}/boot has {len(found)} files called {pattern}, 1 is expected; the log is {log}"
             )
-        shutil.move(found[0], staging / name)
+        shutil.copy(found[0], staging / name)
+        if name == "initramfs":  # the kernel stays: a tenant's VM boots it
+            found[0].unlink()
     with open(disk, "wb") as file:
         file.truncate(GUEST_DISK_BYTES)
     mkfs = find_program("mkfs.ext4") or "mkfs.ext4"

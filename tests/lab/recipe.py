@@ -39,8 +39,12 @@ GUEST_PACKAGES = (
         "python3-systemd",
         "python3-pytest",
     ),
+    # A tenant's VM, and a tenant's container: QEMU inside the guest, podman and an OCI runtime.
+    *("qemu-system-x86", "podman", "crun", "busybox-static"),
 )
 TOOLS_PACKAGES = ("qemu-system-x86",)
+# What sriovd needs and an older suite does not have comes from PyPI; elsewhere it is python3-NAME.
+PYTHON_PACKAGES = ("msgspec",)
 
 # Never loaded in a guest whose hardware is known. Left out while unpacking: writing them is a third of the
 # build. Everything else of the stock kernel is there.
@@ -73,7 +77,15 @@ UNUSED_MODULES = (
         "net/bluetooth",
     ),
 )
+PYTHON_VERSIONS = {"bookworm": "3.11"}  # of the suites without PYTHON_PACKAGES
 UNUSED_FILES = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
+# Of the QEMU and the podman inside a guest: the 32-bit and microvm programs, firmware and boot ROMs of other
+# machines, networks of containers, and a generator that every boot would wait for.
+UNUSED_BY_TENANTS = (
+    *("/usr/bin/qemu-system-i386", "/usr/bin/qemu-system-x86_64-microvm", "/usr/share/qemu/edk2-*"),
+    *("/usr/share/qemu/u-boot*", "/usr/share/qemu/openbios-*", "/usr/lib/ipxe/*", "/usr/lib/cni/*"),
+    *("/usr/lib/podman/aardvark-dns", "/usr/libexec/podman/*", "/usr/lib/systemd/*-generators/podman-*"),
+)
 
 
 class UnknownKernel(ValueError):
@@ -85,13 +97,14 @@ class Recipe:
     """One artefact.
 
     `name` is its place in the cache, `suites` are Debian suites (the first is the base, packages matching
-    `pinned` come from the second).
+    `pinned` come from the second). `wheels` are names of PyPI, for the base's Python of PYTHON_VERSIONS.
     """
 
     name: str
     suites: tuple[str, ...]
     packages: tuple[str, ...]
     excluded_paths: tuple[str, ...] = UNUSED_FILES
+    wheels: tuple[str, ...] = ()
     pinned: str = ""
     with_kernel: bool = False
 
@@ -125,11 +138,14 @@ def guest_recipe(kernel: str) -> Recipe:
         suites, package = KERNELS[kernel]
     except KeyError:
         raise UnknownKernel(f"LAB_KERNEL={kernel!r} is unknown; known: {', '.join(KERNELS)}") from None
+    wheels = PYTHON_PACKAGES if suites[0] in PYTHON_VERSIONS else ()
+    packages = tuple(f"python3-{name}" for name in PYTHON_PACKAGES if name not in wheels)
     return Recipe(
         name=f"guest-{kernel}",
         suites=suites,
-        packages=(*GUEST_PACKAGES, package),
-        excluded_paths=UNUSED_FILES + kernel_module_paths(),
+        packages=(*GUEST_PACKAGES, *packages, package),
+        wheels=wheels,
+        excluded_paths=UNUSED_FILES + UNUSED_BY_TENANTS + kernel_module_paths(),
         pinned="linux-*" if len(suites) > 1 else "",
         with_kernel=True,
     )
