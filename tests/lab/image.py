@@ -26,7 +26,7 @@ from tests.lab.recipe import HERE, PYTHON_VERSIONS, TOOLS_RECIPE, Recipe, guest_
 
 BUILD_TIMEOUT_S = 900.0
 AGENT_PATH = "/usr/local/lib/sriovd-lab/agent.py"  # as the unit in guest-root/ starts it
-GUEST_DISK_BYTES = 2 << 30  # sparse; used is about 300 MB
+GUEST_DISK_BYTES = 2 << 30  # sparse; used is about 450 MB
 # The newest keys of one artefact that survive pruning: two branches side by side do not rebuild each
 # other's.
 KEPT_PER_NAME = 2
