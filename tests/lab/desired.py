@@ -1,0 +1,104 @@
+"""A policy for the lab's machine, and what the kernel says of it: `ip link` and sysfs, never sriovd.
+
+Rule of this module: it puts policy files where people put them and looks at the result from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tests.lab.client import IGB0, IGB1, NVME, PHYSICAL_FUNCTION, Client, function_path, kernel_vfs
+from tests.lab.guest import Guest
+from tests.lab.tenant import pf_interface
+from tests.lab.waiting import wait_until
+
+FILE = "/etc/sriovd/site.toml"
+NVME_VFS = 120
+VLAN, QOS = 100, 3
+SITE = f"""\
+[[policy]]
+[policy.match]
+driver = "igb"
+[policy.functions]
+num-vfs = 7
+driver = "vfio-pci"
+[policy.vf.defaults]
+spoof-check = true
+trust = false
+[policy.vf."0-3"]
+vlan = {VLAN}
+qos = {QOS}
+
+[[policy]]
+[policy.match]
+class = "nvme"
+[policy.functions]
+num-vfs = {NVME_VFS}
+driver = "vfio-pci"
+"""
+COUNTS = {IGB0: 7, IGB1: 7, NVME: NVME_VFS}
+CONVERGE_S = 90.0
+
+
+def policy_states(client: Client) -> dict[str, str]:
+    """PolicyState of every PF."""
+    return {pf: client.get(function_path(pf), PHYSICAL_FUNCTION, "PolicyState") for pf in COUNTS}
+
+
+def wait_in_sync(client: Client, deadline_s: float = CONVERGE_S) -> None:
+    """Until sriovd says of every PF that it is as its policy says."""
+    wait_until(
+        lambda: set(policy_states(client).values()) == {"in-sync"},
+        deadline_s,
+        f"all in sync: {policy_states(client)}",
+    )
+
+
+@contextmanager
+def policy_file(client: Client, text: str = SITE, file: str = FILE) -> Iterator[None]:
+    """The policy in force. Afterwards there is none, and no VF."""
+    client.guest.put(file, text.encode())
+    client.guest.run("systemctl reload sriovd", timeout_s=60.0)
+    try:
+        yield
+    finally:
+        client.guest.run(f"rm -f {file}; systemctl start sriovd; systemctl reload sriovd", timeout_s=60.0)
+        for pf in COUNTS:
+            wait_until(lambda pf=pf: not is_busy(client, pf), CONVERGE_S, f"the end of jobs on {pf}")
+            client.ask("SetNumVFs", "sua{sv}", pf, 0, 1, "force", "b", "true")
+
+
+def is_busy(client: Client, pf: str) -> bool:
+    """Whether a job of the policy is still going on `pf`."""
+    paths = client.guest.run("busctl --list tree org.sriovd1 | grep /job/ || true").stdout.split()
+    states = [client.get(path, "org.sriovd1.Job", "State") for path in paths]
+    return any(state in ("queued", "running") for state in states)
+
+
+def link_vfs(guest: Guest, pf: str) -> list[Mapping[str, Any]]:
+    """The VFs of `pf` as `ip link` has them, by index."""
+    (link,) = json.loads(guest.run(f"ip -json link show {pf_interface(guest, pf)}").stdout)
+    return list(link.get("vfinfo_list", []))
+
+
+def assert_as_the_site_says(guest: Guest) -> None:
+    """`ip link` and sysfs agree with SITE."""
+    for pf, count in COUNTS.items():
+        numvfs = guest.run(f"cat /sys/bus/pci/devices/{pf}/sriov_numvfs").stdout.strip()
+        assert numvfs == str(count), pf
+        assert list(kernel_vfs(guest, pf).values()) == ["vfio-pci"] * count, pf
+    for pf in (IGB0, IGB1):
+        vfs = link_vfs(guest, pf)
+        assert len(vfs) == COUNTS[pf]
+        macs = {vf["address"] for vf in vfs}
+        assert len(macs) == len(vfs), macs
+        for vf in vfs:
+            assert int(vf["address"][:2], 16) & 3 == 2, vf  # unicast, locally administered
+            assert vf["spoofchk"] is True, vf
+            assert vf["trust"] is False, vf
+            told = [each for each in vf.get("vlan_list", []) if each]  # without a VLAN: [{}]
+            vlan = [(each["vlan"], each.get("qos", 0)) for each in told]
+            assert vlan == ([(VLAN, QOS)] if vf["vf"] <= 3 else []), vf

@@ -1,0 +1,184 @@
+"""A tenant from its lease to its release: a VM of an ordinary user with a leased VF through VFIO, which
+outlives the daemon, and after which nothing is left for the next tenant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.client import IGB0, MANAGER, NAME, ROOT, Client, function_path, refusal_of
+from tests.lab.desired import COUNTS, link_vfs, policy_file
+from tests.lab.tenant import TenantVm, make_user, pf_address
+from tests.lab.trace import WriteTrace
+from tests.lab.waiting import wait_until
+
+USER, NEXT_USER = "tenant1", "tenant2"
+PF_ADDRESS = "10.0.0.1"
+VF, INDEX = "0000:01:10.0", 0
+POLICY = """\
+[match]
+address = "0000:01:00.0"
+[functions]
+num-vfs = 7
+driver = "vfio-pci"
+[vf.defaults]
+spoof-check = true
+"""
+RULE = """\
+polkit.addRule(function(action, subject) {
+    if (action.id === "org.sriovd1.lease" && subject.user.indexOf("tenant") === 0) {
+        return polkit.Result.YES;
+    }
+});
+"""
+RULES = "/etc/polkit-1/rules.d/40-tenants.rules"
+
+
+class Tenant:
+    """An ordinary user with busctl."""
+
+    def __init__(self, client: Client, user: str) -> None:
+        self._client = client
+        self.user = user
+        make_user(client.guest, user)
+
+    def ask(self, method: str, signature: str, *arguments: str | int) -> Any:
+        """A call of the Manager that must succeed."""
+        result = self._client.run("call", NAME, ROOT, MANAGER, method, signature, *arguments, user=self.user)
+        assert result.status == 0, refusal_of(result)
+        return json.loads(result.stdout)["data"]
+
+    def lease(self, vf: str = VF) -> int:
+        """Lease that VF; the lease's number."""
+        path, function, state = self.ask("Lease", "sa{sv}", self.user, 1, "address", "s", vf)
+        assert (function, state) == (function_path(vf), "active")
+        return int(path.rpartition("/")[2])
+
+    def release(self, number: int) -> None:
+        _, state = self.ask("Release", "tsa{sv}", number, self.user, 0)
+        assert state == "done"
+
+
+@pytest.fixture
+def tenant(client: Client) -> Iterator[Tenant]:
+    """A user who may lease and nothing else, on an igb PF under a policy."""
+    guest = client.guest
+    guest.put(RULES, RULE.encode())
+    with policy_file(client, POLICY):
+        wait_until(lambda: len(link_vfs(guest, IGB0)) == COUNTS[IGB0], 60.0, "the VFs")
+        with pf_address(guest, IGB0, PF_ADDRESS):
+            yield Tenant(client, USER)
+    guest.run(f"rm -f {RULES}")
+
+
+def group_owner(client: Client, vf: str) -> str:
+    path = f"/dev/vfio/$(basename $(readlink /sys/bus/pci/devices/{vf}/iommu_group))"
+    return client.guest.run(f"stat -c %U {path}").stdout.strip()
+
+
+def test_vm_of_a_tenant(client: Client, tenant: Tenant) -> None:
+    guest = client.guest
+    mac = link_vfs(guest, IGB0)[INDEX]["address"]
+    number = tenant.lease()
+    assert group_owner(client, VF) == USER
+    client.ask("SetVFAttributes", "sa{sv}a{sv}", VF, 1, "trust", "b", "true", 0)  # the policy is silent
+    with TenantVm.start(guest, USER, VF, peer=PF_ADDRESS) as vm:
+        assert vm.mac() == mac
+        vm.wait_for_replies(3)
+        refused = client.run("call", NAME, ROOT, MANAGER, "Release", "tsa{sv}", number, USER, 0, user=USER)
+        assert refusal_of(refused).name == "InUse"
+        assert f"{vm.comm} (pid {vm.pid})" in refusal_of(refused).text
+        assert client.refused("Reset", "sa{sv}", VF, 0).name == "InUse"
+
+        # restarts, the hard way too: nothing is written, no ping is lost, the lease stands
+        with WriteTrace(guest) as trace:
+            for restart in (
+                "systemctl restart sriovd",
+                "kill -9 $(systemctl show --value -p MainPID sriovd)",
+            ):
+                guest.run(restart, timeout_s=60.0)
+                client.start()
+                assert client.get(f"{ROOT}/lease/{number}", f"{NAME}.Lease", "State") == "active"
+                vm.wait_for_replies(3)
+            assert trace.writes() == []
+        assert vm.lost() == []
+        vm.shutdown()
+
+    with WriteTrace(guest) as trace:
+        tenant.release(number)
+        assert f"{VF}/reset" in [write.target for write in trace.writes()]
+    after = link_vfs(guest, IGB0)[INDEX]
+    assert (after["trust"], after["address"], after["spoofchk"]) == (False, mac, True)
+    assert group_owner(client, VF) == "root"
+    assert client.functions()[VF] == "vfio-pci"
+    wait_in_sync_of_igb0(client)
+
+    following = Tenant(client, NEXT_USER)
+    number = following.lease()
+    assert group_owner(client, VF) == NEXT_USER
+    with TenantVm.start(guest, NEXT_USER, VF, peer=PF_ADDRESS) as vm:
+        assert vm.mac() == mac  # the place's, not the tenant's
+        vm.wait_for_replies(1)
+        vm.shutdown()
+    following.release(number)
+
+
+def wait_in_sync_of_igb0(client: Client) -> None:
+    wait_until(
+        lambda: client.get(function_path(IGB0), f"{NAME}.PhysicalFunction", "PolicyState") == "in-sync",
+        30.0,
+        "in sync",
+    )
+
+
+def test_what_a_tenant_may_not_do(client: Client, tenant: Tenant) -> None:
+    """With a rule that grants `lease`, leasing and one's own leases are all there is."""
+    number = tenant.lease()
+    stranger = Tenant(client, NEXT_USER)
+    for method, signature, arguments in (
+        ("Release", "tsa{sv}", (number, USER, 0)),
+        ("Release", "tsa{sv}", (number + 7, USER, 0)),
+    ):
+        refusal = client.refused(method, signature, *arguments, user=stranger.user)
+        assert refusal.name == "NotOwner"
+        assert refusal.text == f"You have no lease {arguments[0]} as '{USER}'. (Leases end by Release.)"
+    for method, signature, arguments in (
+        ("SetNumVFs", "sua{sv}", (IGB0, 7, 0)),
+        ("Bind", "ssa{sv}", (VF, "none", 0)),
+        ("Reset", "sa{sv}", (VF, 0)),
+        ("SetVFAttributes", "sa{sv}a{sv}", (VF, 1, "trust", "b", "true", 0)),
+        ("Apply", "sa{sv}", ("", 0)),
+        ("Reload", "a{sv}", (0,)),
+        ("Remove", "sa{sv}", (IGB0, 0)),
+    ):
+        assert client.refused(method, signature, *arguments, user=USER).name == "NotAuthorized", method
+    assert dict(tenant.ask("GetVFAttributes", "s", VF)[0])["spoof-check"]["data"] is True  # looking is free
+    tenant.ask("Plan", "a{sv}", 0)
+    tenant.release(number)
+
+
+def test_user_without_rights_looks_and_changes_nothing(client: Client, tenant: Tenant) -> None:
+    """And a rule grants exactly what it names."""
+    make_user(client.guest, "nobody1")
+    functions = client.run("call", NAME, ROOT, MANAGER, "ListFunctions", user="nobody1")
+    assert functions.status == 0
+    with WriteTrace(client.guest) as trace:
+        refusal = client.refused("Lease", "sa{sv}", "nobody1", 0, user="nobody1")
+        assert refusal.name == "NotAuthorized"
+        assert trace.writes() == []
+    rule = RULE.replace("org.sriovd1.lease", "org.sriovd1.configure").replace("tenant", "nobody")
+    client.guest.put("/etc/polkit-1/rules.d/41-nobody.rules", rule.encode())
+    try:
+        wait_until(lambda: may_configure(client, "nobody1"), 20.0, "the rule to be read")
+        assert client.refused("Lease", "sa{sv}", "nobody1", 0, user="nobody1").name == "NotAuthorized"
+        assert client.refused("Bind", "ssa{sv}", VF, "none", 0, user="nobody1").name == "NotAuthorized"
+    finally:
+        client.guest.run("rm /etc/polkit-1/rules.d/41-nobody.rules")
+
+
+def may_configure(client: Client, user: str) -> bool:
+    words = ("SetVFAttributes", "sa{sv}a{sv}", VF, 1, "max-tx-rate", "u", 0, 0)
+    return client.run("call", NAME, ROOT, MANAGER, *words, user=user).status == 0
