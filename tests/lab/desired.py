@@ -66,13 +66,13 @@ def policy_file(client: Client, text: str = SITE, file: str = FILE) -> Iterator[
         yield
     finally:
         client.guest.run(f"rm -f {file}; systemctl start sriovd; systemctl reload sriovd", timeout_s=60.0)
+        wait_until(lambda: not is_busy(client), CONVERGE_S, "the end of the policy's jobs")
         for pf in COUNTS:
-            wait_until(lambda pf=pf: not is_busy(client, pf), CONVERGE_S, f"the end of jobs on {pf}")
             client.ask("SetNumVFs", "sua{sv}", pf, 0, 1, "force", "b", "true")
 
 
-def is_busy(client: Client, pf: str) -> bool:
-    """Whether a job of the policy is still going on `pf`."""
+def is_busy(client: Client) -> bool:
+    """Whether a job is still going."""
     paths = client.guest.run("busctl --list tree org.sriovd1 | grep /job/ || true").stdout.split()
     states = [client.get(path, "org.sriovd1.Job", "State") for path in paths]
     return any(state in ("queued", "running") for state in states)

@@ -36,15 +36,15 @@ async def lease_and_release(connection: Connection, owner: str, turns: list[int]
         print(vf, began, ended, flush=True)
 
 
-async def main(owner: str, what: str, at_once: int = 1) -> None:
+async def main(owner: str, what: str, at_once: str = "1") -> None:
     connection = await Connection.open("system")
     if what == "hold":
         handle, _, vf, _ = await ask(connection, "Acquire", "sa{sv}", owner, WISH)
         print(vf, handle, flush=True)
         await asyncio.sleep(3600)
     turns = list(range(int(what)))
-    await asyncio.gather(*(lease_and_release(connection, owner, turns) for _ in range(at_once)))
+    await asyncio.gather(*(lease_and_release(connection, owner, turns) for _ in range(int(at_once))))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3], *map(int, sys.argv[3:])))
+    asyncio.run(main(*sys.argv[1:]))

@@ -37,10 +37,8 @@ def test_never_the_same_vf_twice(client: Client) -> None:
         own.sort()
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(own)), vf
     print(f"{len(spans)} VFs were leased, {min(map(len, spans.values()))} times at least")
-    assert client.functions() == {
-        address: driver if "10" not in address else "vfio-pci"
-        for address, driver in client.functions().items()
-    }
+    for pf in (IGB0, IGB1):
+        assert set(client.vfs(pf).values()) == {"vfio-pci"}
     assert guest.run("busctl --list tree org.sriovd1 | grep -c /lease/ || true").stdout.strip() == "0"
 
 

@@ -95,10 +95,8 @@ def test_vm_of_a_tenant(client: Client, tenant: Tenant) -> None:
 
         # restarts, the hard way too: nothing is written, no ping is lost, the lease stands
         with WriteTrace(guest) as trace:
-            for restart in (
-                "systemctl restart sriovd",
-                "kill -9 $(systemctl show --value -p MainPID sriovd)",
-            ):
+            kill = f"kill -9 {client.unit_property('MainPID')}"
+            for restart in (kill, "systemctl restart sriovd"):
                 guest.run(restart, timeout_s=60.0)
                 client.start()
                 assert client.get(f"{ROOT}/lease/{number}", f"{NAME}.Lease", "State") == "active"
@@ -138,14 +136,11 @@ def test_what_a_tenant_may_not_do(client: Client, tenant: Tenant) -> None:
     """With a rule that grants `lease`, leasing and one's own leases are all there is."""
     number = tenant.lease()
     stranger = Tenant(client, NEXT_USER)
-    for method, signature, arguments in (
-        ("Release", "tsa{sv}", (number, USER, 0)),
-        ("Release", "tsa{sv}", (number + 7, USER, 0)),
-    ):
-        refusal = client.refused(method, signature, *arguments, user=stranger.user)
+    for each in (number, number + 7):  # another's, and none: the same answer
+        refusal = client.refused("Release", "tsa{sv}", each, USER, 0, user=stranger.user)
         assert refusal.name == "NotOwner"
-        assert refusal.text == f"You have no lease {arguments[0]} as '{USER}'. (Leases end by Release.)"
-    for method, signature, arguments in (
+        assert refusal.text == f"You have no lease {each} as '{USER}'. (Leases end by Release.)"
+    refusals: tuple[tuple[str, str, tuple[str | int, ...]], ...] = (
         ("SetNumVFs", "sua{sv}", (IGB0, 7, 0)),
         ("Bind", "ssa{sv}", (VF, "none", 0)),
         ("Reset", "sa{sv}", (VF, 0)),
@@ -153,7 +148,8 @@ def test_what_a_tenant_may_not_do(client: Client, tenant: Tenant) -> None:
         ("Apply", "sa{sv}", ("", 0)),
         ("Reload", "a{sv}", (0,)),
         ("Remove", "sa{sv}", (IGB0, 0)),
-    ):
+    )
+    for method, signature, arguments in refusals:
         assert client.refused(method, signature, *arguments, user=USER).name == "NotAuthorized", method
     assert dict(tenant.ask("GetVFAttributes", "s", VF)[0])["spoof-check"]["data"] is True  # looking is free
     tenant.ask("Plan", "a{sv}", 0)
