@@ -10,14 +10,6 @@ import sys
 import time
 
 MANAGER = ("org.sriovd1", "/org/sriovd1", "org.sriovd1.Manager")
-    "busctl",
-    "--quiet",
-    "--timeout=100",
-    "call",
-    "org.sriovd1",
-    "/org/sriovd1",
-    "org.sriovd1.Manager",
-]
 
 
 def ask(*words: str) -> None:

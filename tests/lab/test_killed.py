@@ -13,16 +13,21 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.client import IGB0, IGB1, NAME, NVME, ROOT, Client, kernel_vfs
-from tests.lab.desired import COUNTS, QOS, VLAN, assert_as_the_site_says, link_vfs, policy_file, wait_in_sync
+from tests.lab.desired import (
+    QOS,
+    VLAN,
+    assert_as_the_site_says,
+    link_vfs,
+    policy_file,
+    tear_down,
+    wait_in_sync,
+)
 from tests.lab.guest import Guest
 from tests.lab.trace import WriteTrace
 
 KILLS = int(os.environ.get("LAB_KILLS", "4"))
 OWNER = "orchestrator"
 LEASED = {IGB0: 0, NVME: 5}  # PF -> index
-TEAR_DOWN = (
-    "systemctl stop sriovd; for pf in {pfs}; do echo 0 > /sys/bus/pci/devices/$pf/sriov_numvfs & done; wait"
-)
 KILL = "kill -9 $(systemctl show --value -p MainPID sriovd)"
 HELPERS_GONE = "while pgrep -x sriovd-helper -P 1 > /dev/null; do sleep 0.1; done"
 
@@ -44,11 +49,6 @@ def leases(client: Client) -> dict[str, str]:
     """State by object path."""
     paths = client.guest.run("busctl --list tree org.sriovd1 | grep /lease/ || true").stdout.split()
     return {path: client.get(path, f"{NAME}.Lease", "State") for path in paths}
-
-
-def tear_down(guest: Guest) -> None:
-    """As after a boot: no VF, no daemon; its memory stays."""
-    guest.run(TEAR_DOWN.format(pfs=" ".join(COUNTS)), timeout_s=120.0)
 
 
 def right_vfs(guest: Guest, macs: dict[str, list[str]]) -> set[str]:

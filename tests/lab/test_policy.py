@@ -9,6 +9,8 @@ import pytest
 from tests.lab.client import IGB0, IGB1, NVME, PHYSICAL_FUNCTION, Client, function_path, kernel_vfs
 from tests.lab.desired import (
     SITE,
+    SMALL_COUNTS,
+    SMALL_SITE,
     VLAN,
     assert_as_the_site_says,
     link_vfs,
@@ -28,7 +30,7 @@ EMPTY_PLAN = 0
 def site(client: Client) -> Iterator[Client]:
     """Two igb PFs and the NVMe PF under one policy file, all as it says; the igbs' interfaces are up."""
     guest = client.guest
-    with policy_file(client):
+    with policy_file(client, SMALL_SITE):
         wait_in_sync(client)
         for pf in (IGB0, IGB1):
             guest.run(f"ip link set {pf_interface(guest, pf)} up")
@@ -72,7 +74,7 @@ def test_drift_is_noticed_and_repaired(site: Client) -> None:
     guest.run(f"echo 0 > /sys/bus/pci/devices/{IGB1}/sriov_numvfs", timeout_s=60.0)
     wait_until(lambda: len(kernel_vfs(guest, IGB1)) == 7, REPAIR_S, "7 VFs again")
     wait_in_sync(site)
-    assert_as_the_site_says(guest)
+    assert_as_the_site_says(guest, SMALL_COUNTS)
     assert [each["address"] for each in link_vfs(guest, IGB1)] == macs
     journal = guest.run("journalctl -u sriovd -o cat --since=-120s").stdout
     for told in ("vlan 55 to 100", "bind VFs 2 to vfio-pci", "make 7 VFs"):
@@ -81,8 +83,8 @@ def test_drift_is_noticed_and_repaired(site: Client) -> None:
 
 def test_report_only_says_so_and_writes_nothing(client: Client) -> None:
     guest = client.guest
-    report = SITE.replace("num-vfs = 7", 'num-vfs = 7\nrepair = "report"')
-    with policy_file(client):
+    report = SMALL_SITE.replace("num-vfs = 7", 'num-vfs = 7\nrepair = "report"')
+    with policy_file(client, SMALL_SITE):
         wait_in_sync(client)
         guest.put("/etc/sriovd/site.toml", report.encode())
         guest.run("systemctl reload sriovd", timeout_s=60.0)
@@ -103,12 +105,12 @@ def test_report_only_says_so_and_writes_nothing(client: Client) -> None:
 def test_a_broken_file_is_told_by_line_and_changes_nothing(site: Client) -> None:
     guest = site.guest
     with WriteTrace(guest) as trace:
-        guest.put("/etc/sriovd/site.toml", SITE.replace("num-vfs = 7", "num-vfz = 7").encode())
+        guest.put("/etc/sriovd/site.toml", SMALL_SITE.replace("num-vfs = 7", "num-vfz = 7").encode())
         (problems,) = site.ask("Reload", "a{sv}", 0)
         assert len(problems) == 1
         assert problems[0].startswith("/etc/sriovd/site.toml:5:"), problems
         assert "num-vfs" in problems[0]
         wait_in_sync(site)
         assert trace.writes() == []
-    guest.put("/etc/sriovd/site.toml", SITE.encode())
+    guest.put("/etc/sriovd/site.toml", SMALL_SITE.encode())
     assert site.ask("Reload", "a{sv}", 0) == [[]]
