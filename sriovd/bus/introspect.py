@@ -8,8 +8,8 @@ so documentation travels as DocString annotations.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping
-from xml.sax.saxutils import quoteattr
 
 from sriovd.bus.contract import (
     DOC_ANNOTATION,
@@ -95,14 +95,14 @@ class Introspector:
         """The document of an object. interfaces: their names, standard ones too; children: last path
         elements.
         """
-        nodes = (f" <node name={quoteattr(child)}/>\n" for child in children)
+        nodes = (f" <node name={quote(child)}/>\n" for child in children)
         return "".join((_HEAD, *(self._texts[name] for name in interfaces), *nodes, "</node>\n"))
 
 
 def _interface_text(interface: Interface) -> str:
     return "".join(
         (
-            f" <interface name={quoteattr(interface.name)}>\n",
+            f" <interface name={quote(interface.name)}>\n",
             _annotations(interface.doc, interface.annotations, 2),
             *(_method_text(method) for method in interface.methods.values()),
             *(_signal_text(signal) for signal in interface.signals.values()),
@@ -115,7 +115,7 @@ def _interface_text(interface: Interface) -> str:
 def _method_text(method: Method) -> str:
     return "".join(
         (
-            f"  <method name={quoteattr(method.name)}>\n",
+            f"  <method name={quote(method.name)}>\n",
             _annotations(method.doc, method.annotations, 3),
             *(_argument_text(argument, ' direction="in"') for argument in method.in_args),
             *(_argument_text(argument, ' direction="out"') for argument in method.out_args),
@@ -127,7 +127,7 @@ def _method_text(method: Method) -> str:
 def _signal_text(signal: Signal) -> str:
     return "".join(
         (
-            f"  <signal name={quoteattr(signal.name)}>\n",
+            f"  <signal name={quote(signal.name)}>\n",
             _annotations(signal.doc, signal.annotations, 3),
             *(_argument_text(argument, "") for argument in signal.args),
             "  </signal>\n",
@@ -140,12 +140,12 @@ def _property_text(prop: Property) -> str:
     if prop.emits is not EmitsChanged.TRUE:
         annotations[EMITS_ANNOTATION] = prop.emits.value
     inner = _annotations(prop.doc, annotations, 3)
-    start = f'  <property name={quoteattr(prop.name)} type={quoteattr(prop.signature)} access="read">\n'
+    start = f'  <property name={quote(prop.name)} type={quote(prop.signature)} access="read">\n'
     return f"{start}{inner}  </property>\n"
 
 
 def _argument_text(argument: Argument, direction: str) -> str:
-    start = f"   <arg name={quoteattr(argument.name)} type={quoteattr(argument.signature)}{direction}"
+    start = f"   <arg name={quote(argument.name)} type={quote(argument.signature)}{direction}"
     if not argument.doc:
         return f"{start}/>\n"
     return f"{start}>\n{_annotations(argument.doc, {}, 4)}   </arg>\n"
@@ -155,6 +155,11 @@ def _annotations(doc: str, others: Mapping[str, str], indent: int) -> str:
     texts = {DOC_ANNOTATION: doc, **others} if doc else others
     pad = " " * indent
     return "".join(
-        f"{pad}<annotation name={quoteattr(name)} value={quoteattr(value)}/>\n"
-        for name, value in texts.items()
+        f"{pad}<annotation name={quote(name)} value={quote(value)}/>\n" for name, value in texts.items()
     )
+
+
+def quote(text: str) -> str:
+    """`text` as an attribute's value, in quotes. xml.sax.saxutils has one, which costs importing urllib: a
+    tenth of the daemon's start on a slow machine."""
+    return f'"{html.escape(text)}"'
