@@ -1,4 +1,4 @@
-"""Runs in the guest: an orchestrator that leases and releases, in a hurry. Only sriovd's own bus client.
+"""Runs in the guest: an orchestrator that leases and releases, in a hurry. By two D-Bus libraries.
 
 python3 orchestrator.py NAME LEASES AT_ONCE    prints a line for each lease: VF, first and last second
 python3 orchestrator.py NAME hold              takes a lease by descriptor, prints the VF, and waits
@@ -10,6 +10,10 @@ import asyncio
 import sys
 import time
 from typing import Any
+
+import dbus_next
+from dbus_next.aio import MessageBus
+from dbus_next.constants import BusType
 
 sys.path.insert(0, "/usr/lib/sriovd")
 
@@ -36,12 +40,20 @@ async def lease_and_release(connection: Connection, owner: str, turns: list[int]
         print(vf, began, ended, flush=True)
 
 
+async def hold(owner: str) -> None:
+    """By another library: sriovd's own client closes the descriptors of replies."""
+    bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+    body = [owner, {"class": dbus_next.Variant("s", "network")}]
+    call = dbus_next.Message(NAME, ROOT, MANAGER, "Acquire", signature="sa{sv}", body=body)
+    reply = await bus.call(call)
+    print(reply.body[2], reply.unix_fds, flush=True)
+    await asyncio.sleep(3600)
+
+
 async def main(owner: str, what: str, at_once: str = "1") -> None:
-    connection = await Connection.open("system")
     if what == "hold":
-        handle, _, vf, _ = await ask(connection, "Acquire", "sa{sv}", owner, WISH)
-        print(vf, handle, flush=True)
-        await asyncio.sleep(3600)
+        await hold(owner)
+    connection = await Connection.open("system")
     turns = list(range(int(what)))
     await asyncio.gather(*(lease_and_release(connection, owner, turns) for _ in range(int(at_once))))
 
