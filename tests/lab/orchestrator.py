@@ -11,9 +11,10 @@ import sys
 import time
 from typing import Any
 
-import dbus_next
-from dbus_next.aio import MessageBus
+from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType
+from dbus_next.message import Message
+from dbus_next.signature import Variant as NextVariant
 
 sys.path.insert(0, "/usr/lib/sriovd")
 
@@ -43,9 +44,10 @@ async def lease_and_release(connection: Connection, owner: str, turns: list[int]
 async def hold(owner: str) -> None:
     """By another library: sriovd's own client closes the descriptors of replies."""
     bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
-    body = [owner, {"class": dbus_next.Variant("s", "network")}]
-    call = dbus_next.Message(NAME, ROOT, MANAGER, "Acquire", signature="sa{sv}", body=body)
+    body = [owner, {"class": NextVariant("s", "network")}]
+    call = Message(NAME, ROOT, MANAGER, "Acquire", signature="sa{sv}", body=body)
     reply = await bus.call(call)
+    assert reply is not None
     print(reply.body[2], reply.unix_fds, flush=True)
     await asyncio.sleep(3600)
 
