@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ class Step:
     fails: bool = False
 
 
+POLICY = """\
+[match]
+address = "0000:02:00.*"
+[functions]
+num-vfs = 4
+driver = "vfio-pci"
+[vf.defaults]
+vlan = 100
+"""
 STORY = (
     Step(
         "What is there? Two NICs, an NVMe drive and an accelerator, found by capability.",
@@ -99,14 +109,45 @@ STORY = (
         f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:03:00.0 120 1 driver s pci-stub",
         '"done"',
     ),
+    Step(
+        "A policy file says what the other NIC shall look like.",
+        f"cat > $POLICY/nic.toml <<'END'\n{POLICY}END\n"
+        f"{MANAGER} Reload 'a{{sv}}' 0 && {MANAGER} Apply 'sa{{sv}}' '' 0",
+        '"done"',
+    ),
+    Step(
+        "Its VFs have a VLAN, and addresses that are theirs for ever.",
+        f"{MANAGER} GetVFAttributes s 0000:02:10.0",
+        '"vlan" u 100',
+    ),
+    Step(
+        "Somebody changes that by hand; it is put right.",
+        f"{SIMULATOR} SetVFAttribute ss 0000:02:00.0 '0 vlan 55 0 802.1Q'\n{MANAGER} Apply 'sa{{sv}}' '' 0",
+        '"done"',
+    ),
+    Step("", f"{MANAGER} GetVFAttributes s 0000:02:10.0", '"vlan" u 100'),
+    Step(
+        "A lease: one of these VFs, for an owner, until it is released.",
+        f"{MANAGER} Lease 'sa{{sv}}' vm-17 1 pf s 0000:02:00.0",
+        '"active"',
+    ),
+    Step(
+        "Its policy and its lease protect it.",
+        f"{MANAGER} SetNumVFs 'sua{{sv}}' 0000:02:00.0 0 0",
+        "wants 4 VFs",
+        fails=True,
+    ),
+    Step("", f"{MANAGER} Release 'tsa{{sv}}' 1 vm-17 0", '"done"'),
 )
 
 
 @contextmanager
-def daemon() -> Iterator[str]:
-    """sriovd on a simulated host and a private bus; gives the bus's address."""
+def daemon(policy: str) -> Iterator[str]:
+    """sriovd on a simulated host and a private bus, with policy files in the directory `policy`; gives the
+    bus's address."""
+    options = ["--simulated", "--private-bus", "--log-level", "error", "--policy", policy]
     process = subprocess.Popen(
-        [sys.executable, "-m", "sriovd", "--simulated", "--private-bus", "--log-level", "error"],
+        [sys.executable, "-m", "sriovd", *options],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -151,8 +192,10 @@ def wait_for_name(environment: dict[str, str]) -> None:
 
 def main() -> int:
     """Tell the story; 1 if it went wrong."""
-    with daemon() as address:
-        environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address, "SYSTEMD_PAGER": "cat"}
+    with tempfile.TemporaryDirectory(prefix="sriovd-demo-") as policy, daemon(policy) as address:
+        environment = {
+            **os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address, "SYSTEMD_PAGER": "cat", "POLICY": policy
+        }  # fmt: skip
         wait_for_name(environment)
         for step in STORY:
             if not play(step, environment):
