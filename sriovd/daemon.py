@@ -142,7 +142,7 @@ class Daemon:
             self._descriptors.close(lease.number)
             objects.drop_lease(lease)
 
-        engine.leases.on_change, engine.leases.on_end = show, end
+        engine.leases.listen(show, end)
 
     def _take_up_leases(self) -> None:
         kept = keepsakes.take_descriptors()
