@@ -132,7 +132,7 @@ class World:
         return {
             name: value
             for name, value in kept.items()
-            if isinstance(value, dict | set) and value or (name == "waiters" and len(value))
+            if (isinstance(value, dict | set) and value) or (name == "waiters" and len(value))
         }
 
 
