@@ -139,7 +139,7 @@ async def test_values_have_the_types_that_are_announced(host: DaemonProcess) -> 
 
 
 def test_busctl_reads_it(host: DaemonProcess) -> None:
-    for path in (ROOT, function_path(IGB0), *PARENTS):
+    for path in (ROOT, function_path(IGB0), *(path for path in PARENTS if path != f"{ROOT}/lease")):
         done = busctl(host.address, "introspect", BUS_NAME, path)
         assert done.returncode == 0, done.stderr
     text = busctl(host.address, "introspect", "--xml-interface", BUS_NAME, function_path(IGB0)).stdout
