@@ -23,8 +23,9 @@ from sriovd.backend.base import Backend
 from sriovd.bus.calls import BusError
 from sriovd.bus.connection import Connection
 from sriovd.bus.contract import Contract, load_contract
+from sriovd.bus.descriptors import Descriptors
 from sriovd.bus.dispatch import Dispatcher, Handler
-from sriovd.bus.lease_verbs import Descriptors, LeaseVerbs
+from sriovd.bus.lease_verbs import LeaseVerbs
 from sriovd.bus.objects import MANAGER, ROOT, SIMULATOR, SIMULATOR_INTERFACE, Objects
 from sriovd.bus.policy_verbs import PolicyVerbs
 from sriovd.bus.polkit import Authority
@@ -142,13 +143,19 @@ class Daemon:
             self._descriptors.close(lease.number)
             objects.drop_lease(lease)
 
-        engine.leases.on_change, engine.leases.on_end = show, end
+        engine.leases.listen(show, end)
 
     def _take_up_leases(self) -> None:
+        """A kept descriptor of a lease that never came to be is closed: its number will be another's."""
         kept = keepsakes.take_descriptors()
-        for number, own in kept.items():
-            self._descriptors.watch(number, own)
         self._engine.take_up_leases(frozenset(kept))
+        for number, own in kept.items():
+            lease = self._engine.leases.get(number)
+            if lease is not None and lease.held_by_descriptor:
+                self._descriptors.take_up(number, own, lease.uid)
+            else:
+                own.close()
+                keepsakes.drop_descriptor(number)
 
     def _keep_journal(self) -> None:
         self._engine.executor.on_stuck = self._note_stuck

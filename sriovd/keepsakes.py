@@ -8,12 +8,16 @@ systemd: FileDescriptorStoreMax= in systemd.service(5), sd_pid_notify_with_fds(3
 from __future__ import annotations
 
 import logging
+import os
+import re
 import socket
+import stat
 
 from systemd import daemon
 
 _log = logging.getLogger(__name__)
 _PREFIX = "lease-"
+_NAME = re.compile(rf"{_PREFIX}([1-9]\d{{0,18}})", re.ASCII)
 
 
 def keep_descriptor(number: int, fd: int) -> None:
@@ -27,12 +31,16 @@ def drop_descriptor(number: int) -> None:
 
 
 def take_descriptors() -> dict[int, socket.socket]:
-    """What former daemons have kept, by the lease's number."""
-    kept = {}
+    """What former daemons have kept, by the lease's number. What nobody knows is closed, and systemd forgets
+    it."""
+    kept: dict[int, socket.socket] = {}
     for fd, name in daemon.listen_fds_with_names().items():
-        number = name.removeprefix(_PREFIX)
-        if name.startswith(_PREFIX) and number.isdecimal():
-            kept[int(number)] = socket.socket(fileno=fd)
+        match = _NAME.fullmatch(name)
+        if match and int(match[1]) not in kept and stat.S_ISSOCK(os.fstat(fd).st_mode):
+            kept[int(match[1])] = socket.socket(fileno=fd)
         else:
             _log.warning("systemd has kept a descriptor %r that nobody knows", name)
+            os.close(fd)
+            if match is None:
+                daemon.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
     return kept

@@ -13,7 +13,8 @@ RESET = "org.sriovd1.reset"
 HOTPLUG = "org.sriovd1.hotplug"
 SIMULATE = "org.sriovd1.simulate"  # no polkit action of that name exists: the simulated host is its owner's
 
-# What cancelling a job needs: what starting it needs.
+# What cancelling a job needs: what starting it needs. The jobs of a lease bind drivers for its owner, who
+# ends them by Release; others who may lease shall not.
 ACTION_OF_OPERATION = {
     "SetNumVFs": SET_NUM_VFS,
     "Bind": BIND_DRIVER,
@@ -25,7 +26,7 @@ ACTION_OF_OPERATION = {
     "SetAttributes": CONFIGURE,
     "Apply": MANAGE_POLICY,
     "ApplyPolicy": MANAGE_POLICY,
-    "PrepareLease": LEASE,
+    "PrepareLease": BIND_DRIVER,
     "Release": LEASE,
-    "CleanLease": LEASE,
+    "CleanLease": BIND_DRIVER,
 }

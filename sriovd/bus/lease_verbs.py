@@ -1,22 +1,24 @@
 """Lease, Acquire, Release and the hand-over of VFIO groups.
 
-Rule: whoever may lease at all is polkit's to say, once; after that only the owner, by user and name, may do
-anything with a lease. Another's lease and none are the same answer.
+Rule: whoever may lease at all is polkit's to say; and only the owner, by user and name, may do anything with
+a lease. Another's lease and none are the same answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sriovd.bus.actions import LEASE
+from sriovd.bus.descriptors import Descriptors
 from sriovd.bus.dispatch import Caller, Handler
 from sriovd.bus.objects import LEASE_INTERFACE, MANAGER, Objects, function_path, lease_path
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
 from sriovd.bus.replies import (
+    GENERATION,
     WAIT,
     WAIT_FORCE,
     WAIT_USEC,
@@ -38,60 +40,13 @@ from sriovd.core.lease.work import VFIO_PCI, LeaseWork
 from sriovd.core.results import Changed, Result
 from sriovd.pci import AddressError, PciSlot
 
+_log = logging.getLogger(__name__)
+
 _WISHES = {
     "address": "s", "pf": "s", "slot": "s", "vendor": "u", "device": "u", "class": "s", "bound-to": "s",
     "pf-driver": "s", "netdev": "s", "numa-node": "i", "spread": "s",
 }  # fmt: skip
-_OPTIONS = {**_WISHES, **WAIT, "driver": "s"}
-
-
-class Descriptors:
-    """The daemon's ends of the leases that a descriptor holds. `keep` and `drop` put one into what outlives
-    the daemon, by its lease's number, and take it out again."""
-
-    def __init__(
-        self,
-        on_closed: Callable[[int], None],
-        keep: Callable[[int, int], None] = lambda _number, _fd: None,
-        drop: Callable[[int], None] = lambda _number: None,
-    ) -> None:
-        self._on_closed = on_closed
-        self._keep = keep
-        self._drop = drop
-        self._ends: dict[int, socket.socket] = {}
-
-    def make(self, number: int) -> Fd:
-        """The owner's end for the lease of that number."""
-        own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        self._keep(number, own.fileno())
-        self.watch(number, own)
-        return Fd(theirs.detach())
-
-    def watch(self, number: int, own: socket.socket) -> None:
-        """Notice when the last copy of the other end is closed."""
-        own.setblocking(False)
-        self._ends[number] = own
-        asyncio.get_running_loop().add_reader(own, self._look, number)
-
-    def close(self, number: int) -> None:
-        """The lease is over, whoever ended it."""
-        own = self._ends.pop(number, None)
-        if own is not None:
-            asyncio.get_running_loop().remove_reader(own)
-            own.close()
-            self._drop(number)
-
-    def _look(self, number: int) -> None:
-        """Nothing that the owner writes means anything; its end does."""
-        try:
-            if self._ends[number].recv(1):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass  # ECONNRESET: closed with something unread
-        self.close(number)
-        self._on_closed(number)
+_OPTIONS = {**_WISHES, **WAIT, **GENERATION, "driver": "s"}
 
 
 class LeaseVerbs:
@@ -114,6 +69,7 @@ class LeaseVerbs:
         self._objects = objects
         self._authority = authority
         self._descriptors = descriptors
+        self._releases: dict[int, Job] = {}  # that are under way
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
         """Interface and method name to handler."""
@@ -128,6 +84,7 @@ class LeaseVerbs:
 
     async def lease(self, caller: Caller, _path: str, owner: str, options: Options) -> tuple[str, str, str]:
         given = parse_options(options, _OPTIONS)
+        await self._authorize(caller, given)
         lease = await self._grant(caller, owner, given, held_by_descriptor=False)
         lease = await self._wait_begun(lease, given)
         return lease_path(lease.number), self._function_of(lease), str(lease.state)
@@ -136,10 +93,16 @@ class LeaseVerbs:
         self, caller: Caller, _path: str, owner: str, options: Options
     ) -> tuple[Fd, str, str, str]:
         given = parse_options(options, _OPTIONS)
-        lease = await self._grant(caller, owner, given, held_by_descriptor=True)
-        handle = self._descriptors.make(lease.number)
-        lease = await self._wait_begun(lease, given)
-        return handle, lease_path(lease.number), self._function_of(lease), str(lease.state)
+        await self._authorize(caller, given)
+        ends = self._descriptors.make(caller.uid)
+        try:
+            lease = await self._grant(caller, owner, given, held_by_descriptor=True)
+            self._descriptors.watch(lease.number, ends.own, caller.uid)
+            lease = await self._wait_begun(lease, given)
+        except BaseException:
+            self._descriptors.discard(ends)
+            raise
+        return Fd(ends.theirs.detach()), lease_path(lease.number), self._function_of(lease), str(lease.state)
 
     async def release_by_number(
         self, caller: Caller, _path: str, number: int, owner: str, options: Options
@@ -150,39 +113,58 @@ class LeaseVerbs:
         return await self._release(caller, self._objects.lease_at(path), owner, options)
 
     async def open_by_number(self, caller: Caller, _path: str, number: int, owner: str) -> tuple[Fd]:
-        return self._open(caller, number, owner)
+        return await self._open(caller, number, owner)
 
     async def open_on_object(self, caller: Caller, path: str, owner: str) -> tuple[Fd]:
-        return self._open(caller, self._objects.lease_at(path), owner)
+        return await self._open(caller, self._objects.lease_at(path), owner)
+
+    async def _authorize(self, caller: Caller, given: Mapping[str, Any]) -> None:
+        await self._authority.check(caller, LEASE, {"address": str(given.get("address", ""))})
 
     async def _grant(
         self, caller: Caller, owner: str, given: Mapping[str, Any], *, held_by_descriptor: bool
     ) -> Lease:
-        wish = _parse_wish(given)
-        await self._authority.check(caller, LEASE, {"address": str(wish.address or "")})
         return await self._leases.lease(
-            caller.uid, owner, wish, given.get("driver", VFIO_PCI), held_by_descriptor=held_by_descriptor
-        )
+            caller.uid, owner, _parse_wish(given), given.get("driver", VFIO_PCI),
+            held_by_descriptor=held_by_descriptor, generation=given.get("generation", 0),
+        )  # fmt: skip
 
     async def _wait_begun(self, lease: Lease, given: Mapping[str, Any]) -> Lease:
-        """As it is when it has begun, or when the caller will wait no longer."""
+        """As it is when it has begun, or when the caller will wait no longer. The wait itself goes on: it
+        ends a lease that cannot be prepared."""
         waiting = asyncio.create_task(self._leases.wait_begun(lease.number))
+        waiting.add_done_callback(_note_failure)
         done, _ = await asyncio.wait({waiting}, timeout=given.get("wait-usec", WAIT_USEC) / 1e6)
         return waiting.result() if done else self._leases.get(lease.number) or lease
 
     async def _release(self, caller: Caller, number: int, owner: str, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
+        await self._authority.check(caller, LEASE)
         lease = self._own(caller, number, owner)
+        job = self._releases.get(number)
+        if job is None:
+            job = self._start_release(lease, is_forced(given), name_caller(caller))
+        elif is_forced(given):
+            self._leases.force(number)
+        return await answer_with_job(job, given)
+
+    def _start_release(self, lease: Lease, force: bool, requester: str) -> Job:
+        """One job for all who ask: an owner who asks a thousand times costs no more than once."""
         vf = self._leases.vf_address(lease)
         objects = [self._inventory.get(vf)] if vf else []
 
         async def work(_job: Job) -> Result:
-            await self._leases.release(number, is_forced(given))
+            try:
+                await self._leases.release(lease.number, force)
+            finally:
+                del self._releases[lease.number]
             return Changed(f"Released {lease}")
 
-        return await answer_with_job(self._jobs.start("Release", objects, name_caller(caller), work), given)
+        self._releases[lease.number] = job = self._jobs.start("Release", objects, requester, work)
+        return job
 
-    def _open(self, caller: Caller, number: int, owner: str) -> tuple[Fd]:
+    async def _open(self, caller: Caller, number: int, owner: str) -> tuple[Fd]:
+        await self._authority.check(caller, LEASE)
         return (Fd(self._work.open_group(self._own(caller, number, owner))),)
 
     def _own(self, caller: Caller, number: int, owner: str) -> Lease:
@@ -191,6 +173,13 @@ class LeaseVerbs:
     def _function_of(self, lease: Lease) -> str:
         address = self._leases.vf_address(lease)
         return function_path(address) if address else "/"
+
+
+def _note_failure(waiting: asyncio.Task[Lease]) -> None:
+    """For whoever waits no longer; the others are told."""
+    error = None if waiting.cancelled() else waiting.exception()
+    if error is not None:
+        _log.warning("A lease has not come to be: %s", error)
 
 
 def _parse_slot(text: str) -> PciSlot:

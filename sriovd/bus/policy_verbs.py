@@ -13,6 +13,7 @@ from sriovd.bus.objects import MANAGER, VIRTUAL_FUNCTION, Objects, function_path
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
 from sriovd.bus.replies import (
+    GENERATION,
     WAIT,
     WAIT_FORCE,
     JobReply,
@@ -125,11 +126,10 @@ class PolicyVerbs:
         self, caller: Caller, address: PciAddress, attributes: Options, options: Options
     ) -> JobReply:
         wish = make_wish(parse_options(attributes, _ATTRIBUTES))
-        given = parse_options(options, WAIT)
+        given = parse_options(options, {**WAIT, **GENERATION})
         await self._authority.check(caller, CONFIGURE, {"address": str(address)})
-        return await answer_with_job(
-            self._lifecycle.set_attributes(address, wish, name_caller(caller)), given
-        )
+        job = self._lifecycle.set_attributes(address, wish, name_caller(caller), given.get("generation", 0))
+        return await answer_with_job(job, given)
 
 
 def _addresses(given: dict[str, Any]) -> list[PciAddress]:

@@ -18,6 +18,7 @@ from sriovd.pci import AddressError, PciAddress
 WAIT_USEC = 20_000_000
 WAIT = {"wait-usec": "t"}
 WAIT_FORCE = {**WAIT, "force": "b"}
+GENERATION = {"generation": "t"}
 
 Options = Mapping[str, Variant]
 JobReply = tuple[str, str]

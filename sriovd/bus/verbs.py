@@ -34,6 +34,7 @@ from sriovd.bus.objects import (
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
 from sriovd.bus.replies import (
+    GENERATION,
     WAIT,
     WAIT_FORCE,
     JobReply,
@@ -48,6 +49,7 @@ from sriovd.core.inventory import Inventory
 from sriovd.core.lifecycle import CountOptions, Lifecycle
 from sriovd.pci import AddressError, PciAddress, PciSlot
 
+_FUNCTION_OPTIONS = {**WAIT_FORCE, **GENERATION}
 _COUNT_OPTIONS = {**WAIT_FORCE, "driver": "s", "allow-short": "b"}
 
 
@@ -120,11 +122,12 @@ class Verbs:
         )
 
     async def bind(self, caller: Caller, address: PciAddress, driver: str, options: Options) -> JobReply:
-        given = parse_options(options, WAIT_FORCE)
+        given = parse_options(options, _FUNCTION_OPTIONS)
         await self._authorize(caller, BIND_DRIVER, address)
-        return await answer_with_job(
-            self._lifecycle.bind(address, driver, is_forced(given), name_caller(caller)), given
+        job = self._lifecycle.bind(
+            address, driver, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
+        return await answer_with_job(job, given)
 
     async def bind_vfs(self, caller: Caller, pf: PciAddress, driver: str, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
@@ -134,18 +137,20 @@ class Verbs:
         )
 
     async def unbind(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
-        given = parse_options(options, WAIT_FORCE)
+        given = parse_options(options, _FUNCTION_OPTIONS)
         await self._authorize(caller, BIND_DRIVER, address)
-        return await answer_with_job(
-            self._lifecycle.unbind(address, is_forced(given), name_caller(caller)), given
+        job = self._lifecycle.unbind(
+            address, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
+        return await answer_with_job(job, given)
 
     async def reset(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
-        given = parse_options(options, WAIT_FORCE)
+        given = parse_options(options, _FUNCTION_OPTIONS)
         await self._authorize(caller, RESET, address)
-        return await answer_with_job(
-            self._lifecycle.reset(address, is_forced(given), name_caller(caller)), given
+        job = self._lifecycle.reset(
+            address, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
+        return await answer_with_job(job, given)
 
     async def remove(self, caller: Caller, pf: PciAddress, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
@@ -191,7 +196,8 @@ class Verbs:
         vfs = self._inventory.vfs_of(self._objects.address_at(path))
         return ([function_path(address) for _, address in sorted(vfs.items())],)
 
-    async def wait_job(self, _caller: Caller, path: str, timeout_usec: int) -> tuple[str]:
+    async def wait_job(self, caller: Caller, path: str, timeout_usec: int) -> tuple[str]:
+        await self._authority.check(caller, INSPECT)
         job = self._objects.job_at(path)
         await job.wait(timeout_usec)
         return (str(job.state),)

@@ -42,8 +42,12 @@ class Function:
         """The slot of its card, in text: the unit that is busy, stuck or recovered as one."""
         return str((self.virtual.parent if self.virtual else self.address).slot)
 
+    @property
+    def kind(self) -> str:
+        return "VF" if self.virtual else "PF"
+
     def __str__(self) -> str:
-        return f"{'VF' if self.virtual else 'PF'} {self.address}"
+        return f"{self.kind} {self.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +107,20 @@ class Inventory:
         """The VFs of `pf` by index, in no particular order."""
         return self._vfs.get(pf, {})
 
-    def get(self, address: PciAddress) -> Function:
-        """The function at `address`. Raises NoSuchFunction."""
+    def get(self, address: PciAddress, generation: int = 0) -> Function:
+        """The function at `address`, which must be of that generation unless it is 0. Raises
+        NoSuchFunction."""
         function = self._functions.get(address)
         if function is None:
             raise NoSuchFunction(
                 f"No SR-IOV function has the address {address}.",
                 "List them with ListFunctions; a PCI function without the SR-IOV capability is not listed.",
+            )
+        if generation and generation != function.generation:
+            raise NoSuchFunction(
+                f"{address} is another {function.kind} now: generation {function.generation}, and not"
+                f" {generation}.",
+                "Look at it again, and give the generation that it has now.",
             )
         return function
 

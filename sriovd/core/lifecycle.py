@@ -71,14 +71,17 @@ class Lifecycle:
             "SetNumVFs", [function], requester, lambda job: self._set_num_vfs(job, pf, count, options)
         )
 
-    def bind(self, address: PciAddress, driver: str, force: bool, requester: str) -> Job:
-        """Bind a PF or VF to `driver`. Raises InvalidArgument, BindFailed, InUse, NoSuchFunction, Stuck."""
-        function = self._inventory.get(address)
+    def bind(
+        self, address: PciAddress, driver: str, force: bool, requester: str, generation: int = 0
+    ) -> Job:
+        """Bind a PF or VF to `driver`. `generation`: of that function and no successor of it, here and
+        below; 0 for any. Raises InvalidArgument, BindFailed, InUse, NoSuchFunction, Stuck."""
+        function = self._inventory.get(address, generation)
         self._check_driver(driver)
         self._refuse_driver(function, driver)
         self._check_bindable(function, driver)
         return self._start(
-            "Bind", [function], requester, lambda job: self._bind(job, [address], driver, force)
+            "Bind", [function], requester, lambda job: self._bind(job, [address], driver, force, generation)
         )
 
     def bind_vfs(self, pf: PciAddress, driver: str, force: bool, requester: str) -> Job:
@@ -93,18 +96,22 @@ class Lifecycle:
             self._refuse_driver(vf, driver)
         return self._start("BindVFs", functions, requester, lambda job: self._bind(job, vfs, driver, force))
 
-    def unbind(self, address: PciAddress, force: bool, requester: str) -> Job:
+    def unbind(self, address: PciAddress, force: bool, requester: str, generation: int = 0) -> Job:
         """Take the driver away. Raises InUse, NoSuchFunction, Stuck."""
-        function = self._inventory.get(address)
+        function = self._inventory.get(address, generation)
         rules.check_bindable(function, len(self._inventory.vfs_of(address)), "no driver")
         self._refuse_driver(function, NONE)
-        return self._start("Unbind", [function], requester, lambda job: self._unbind(job, address, force))
+        return self._start(
+            "Unbind", [function], requester, lambda job: self._unbind(job, address, force, generation)
+        )
 
-    def reset(self, address: PciAddress, force: bool, requester: str) -> Job:
+    def reset(self, address: PciAddress, force: bool, requester: str, generation: int = 0) -> Job:
         """Reset a function. Raises NotSupported, InUse, Quarantined, NoSuchFunction, Stuck."""
-        function = self._inventory.get(address)
+        function = self._inventory.get(address, generation)
         self._check_reset(function, force)
-        return self._start("Reset", [function], requester, lambda job: self._reset(job, address, force))
+        return self._start(
+            "Reset", [function], requester, lambda job: self._reset(job, address, force, generation)
+        )
 
     def remove(self, address: PciAddress, force: bool, requester: str) -> Job:
         """Take a PF and its VFs off the bus. Raises InvalidArgument, NoSuchFunction, Stuck."""
@@ -112,16 +119,19 @@ class Lifecycle:
         rules.check_removable(function)
         return self._start("Remove", [function], requester, lambda job: self._remove(job, address, force))
 
-    def set_attributes(self, address: PciAddress, wish: VfAttributes, requester: str) -> Job:
+    def set_attributes(
+        self, address: PciAddress, wish: VfAttributes, requester: str, generation: int = 0
+    ) -> Job:
         """Set attributes of a VF, all that are wished or none. Raises InvalidArgument, NotSupported,
         PolicyConflict, NoSuchFunction, Stuck."""
-        vf = self._inventory.get(address)
+        vf = self._inventory.get(address, generation)
         pf, index = self._place(vf)
         self._rulebook.refuse_attributes(pf, index, wish)
         refuse_without_interface(pf)
 
         async def work(job: Job) -> Result:
             async with self._workplace.working_on(job, vf.adapter):
+                self._inventory.get(address, generation)
                 return await self._configurer.set_all(job, self._inventory.get_pf(pf.address), {index: wish})
 
         return self._start("SetAttributes", [vf], requester, work)
@@ -188,19 +198,21 @@ class Lifecycle:
             return await self._binder.bind_all(job, pf.adapter, vfs, options.driver, options.force)
         return Unchanged(f"{pf.address} has {count} VFs")
 
-    async def _bind(self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool) -> Result:
+    async def _bind(
+        self, job: Job, addresses: Sequence[PciAddress], driver: str, force: bool, generation: int = 0
+    ) -> Result:
         adapter = self._inventory.get(addresses[0]).adapter
         async with self._workplace.working_on(job, adapter):
             await self._picture.refresh(addresses)
             for address in addresses:
-                self._check_bindable(self._inventory.get(address), driver)
+                self._check_bindable(self._inventory.get(address, generation), driver)
             return await self._binder.bind_all(job, adapter, addresses, driver, force)
 
-    async def _unbind(self, job: Job, address: PciAddress, force: bool) -> Result:
+    async def _unbind(self, job: Job, address: PciAddress, force: bool, generation: int) -> Result:
         adapter = self._inventory.get(address).adapter
         async with self._workplace.working_on(job, adapter):
             self._picture.look_at(address)
-            function = self._inventory.get(address)
+            function = self._inventory.get(address, generation)
             driver = function.facts.driver
             if not driver:
                 return Unchanged(f"{address} has no driver")
@@ -210,11 +222,11 @@ class Lifecycle:
             await self._run_one(job, adapter, script, [address])
             return Changed(f"Unbound {address} from {driver}")
 
-    async def _reset(self, job: Job, address: PciAddress, force: bool) -> Result:
+    async def _reset(self, job: Job, address: PciAddress, force: bool, generation: int) -> Result:
         adapter = self._inventory.get(address).adapter
         async with self._workplace.working_on(job, adapter):
             self._picture.look_at(address)
-            function = self._inventory.get(address)
+            function = self._inventory.get(address, generation)
             self._check_reset(function, force)
             await self._usage.refuse_used([function, *self._vfs(address)], force)
             family = [address, *(vf.address for vf in self._vfs(address))]

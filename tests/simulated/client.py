@@ -19,10 +19,11 @@ from sriovd.bus.transport import connect_socket
 BUS_NAME = "org.sriovd1"
 ROOT = "/org/sriovd1"
 SIMULATOR_PATH = f"{ROOT}/simulator"
-MANAGER, ADAPTER, FUNCTION, PHYSICAL_FUNCTION, VIRTUAL_FUNCTION, JOB, SIMULATOR = (
+MANAGER, ADAPTER, FUNCTION, PHYSICAL_FUNCTION, VIRTUAL_FUNCTION, JOB, LEASE, SIMULATOR = (
     f"{BUS_NAME}.{name}"
     for name in (
-        "Manager", "Adapter", "Function", "PhysicalFunction", "VirtualFunction", "Job", "Simulator",
+        "Manager", "Adapter", "Function", "PhysicalFunction", "VirtualFunction", "Job", "Lease",
+        "Simulator",
     )
 )  # fmt: skip
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -34,7 +35,9 @@ VF0, VF1 = "0000:01:10.0", "0000:01:10.2"  # of IGB0
 
 _OPTION_TYPES = {
     "wait-usec": "t", "force": "b", "driver": "s", "allow-short": "b",
-    "errno": "s", "delay-usec": "t", "hang": "b", "times": "u",
+    "errno": "s", "delay-usec": "t", "hang": "b", "times": "u", "address": "s", "pf": "s", "slot": "s",
+    "vendor": "u", "device": "u", "class": "s", "bound-to": "s", "pf-driver": "s", "netdev": "s",
+    "numa-node": "i", "spread": "s", "generation": "t",
 }  # fmt: skip
 _REPLY_LIMIT_BYTES = 64 << 20  # all objects of a full host come in one message
 
@@ -43,7 +46,7 @@ Options = dict[str, Variant]
 
 def make_options(**given: Any) -> Options:
     """An a{sv} from keyword arguments: wait_usec=0 is 'wait-usec' with its type."""
-    names = {name.replace("_", "-"): value for name, value in given.items()}
+    names = {name.rstrip("_").replace("_", "-"): value for name, value in given.items()}
     return {name: Variant(_OPTION_TYPES[name], value) for name, value in names.items()}
 
 
@@ -130,6 +133,16 @@ class Client:
     async def rescan(self, **options: Any) -> Any:
         return await self.ask("Rescan", "a{sv}", make_options(**options))
 
+    async def lease(self, owner: str = "vm", **options: Any) -> tuple[str, str]:
+        """Lease a VF; the lease's object and the function's."""
+        lease, function, state = await self.ask("Lease", "sa{sv}", owner, make_options(**options))
+        assert state == "active"
+        return lease, function
+
+    async def release(self, lease: str, owner: str = "vm", **options: Any) -> Any:
+        """Release on the lease's object."""
+        return await self.call(lease, LEASE, "Release", "sa{sv}", owner, make_options(**options))
+
     async def simulate(self, member: str, signature: str = "", *body: Any) -> Any:
         """A method of the Simulator."""
         return await self.call(SIMULATOR_PATH, SIMULATOR, member, signature, *body)
@@ -191,6 +204,9 @@ class Client:
         for address, driver in (await self.functions()).items():
             if driver == "vfio-pci":
                 await self.simulate("CloseDevice", "s", address)
+        for path, interfaces in (await self.managed()).items():
+            if LEASE in interfaces:
+                await self.release(path, interfaces[LEASE]["Owner"], force=True)
         for pf, driver in PFS.items():
             if pf not in await self.functions():
                 await self.rescan()

@@ -14,6 +14,7 @@ from tests.simulated.client import (
     FUNCTION,
     IGB0,
     JOB,
+    LEASE,
     MANAGER,
     OBJECT_MANAGER,
     PHYSICAL_FUNCTION,
@@ -42,8 +43,9 @@ OBJECTS = [
     (function_path(VF0), {FUNCTION, VIRTUAL_FUNCTION}),
     (f"{ROOT}/simulator", {SIMULATOR}),
     ("JOB", {JOB}),
+    ("LEASE", {LEASE}),
 ]
-PARENTS = ["/", "/org", f"{ROOT}/adapter", f"{ROOT}/function", f"{ROOT}/job"]
+PARENTS = ["/", "/org", f"{ROOT}/adapter", f"{ROOT}/function", f"{ROOT}/job", f"{ROOT}/lease"]
 
 
 def shape(interface: ElementTree.Element) -> Shape:
@@ -90,7 +92,8 @@ def test_live_introspection_is_the_contract(host: DaemonProcess, path: str, inte
     async def test() -> None:
         async with Client.connected(host.address) as client:
             job, _ = await client.set_num_vfs(IGB0, 1)
-            node = await introspect(client, job if path == "JOB" else path)
+            lease, _ = await client.lease()
+            node = await introspect(client, {"JOB": job, "LEASE": lease}.get(path, path))
             live = {each.get("name", ""): shape(each) for each in node.findall("interface")}
             assert set(live) == interfaces | STANDARD
             wanted = contract()
@@ -109,6 +112,7 @@ async def test_every_node_can_be_walked_to(host: DaemonProcess) -> None:
     """From "/" along the children: every object, and nothing that does not answer."""
     async with Client.connected(host.address) as client:
         await client.set_num_vfs(IGB0, 3)
+        await client.lease()
         reached, waiting = set(), ["/"]
         while waiting:
             path = waiting.pop()
@@ -123,6 +127,7 @@ async def test_every_node_can_be_walked_to(host: DaemonProcess) -> None:
 async def test_values_have_the_types_that_are_announced(host: DaemonProcess) -> None:
     async with Client.connected(host.address) as client:
         await client.set_num_vfs(IGB0, 1)
+        await client.lease()
         (objects,) = await client.call(ROOT, OBJECT_MANAGER, "GetManagedObjects")
         wanted = contract()
         for path, interfaces in objects.items():
@@ -134,7 +139,7 @@ async def test_values_have_the_types_that_are_announced(host: DaemonProcess) -> 
 
 
 def test_busctl_reads_it(host: DaemonProcess) -> None:
-    for path in (ROOT, function_path(IGB0), *PARENTS):
+    for path in (ROOT, function_path(IGB0), *(path for path in PARENTS if path != f"{ROOT}/lease")):
         done = busctl(host.address, "introspect", BUS_NAME, path)
         assert done.returncode == 0, done.stderr
     text = busctl(host.address, "introspect", "--xml-interface", BUS_NAME, function_path(IGB0)).stdout

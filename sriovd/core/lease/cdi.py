@@ -22,6 +22,7 @@ _WORD = r"[A-Za-z](?:[A-Za-z0-9_{more}-]*[A-Za-z0-9])?"
 _VENDOR, _CLASS, _DEVICE = (_WORD.format(more=more) for more in (".", "", ".:"))
 _QUALIFIED_NAME = re.compile(f"{_VENDOR}/{_CLASS}={_DEVICE}", re.ASCII)
 _LONGEST_VENDOR, _LONGEST_CLASS = 253, 63
+_FILENAME = re.compile(rf"{re.escape(KIND.replace('/', '-'))}_lease-([1-9]\d{{0,18}})\.json", re.ASCII)
 
 
 def qualified_name(lease_number: int) -> str:
@@ -33,6 +34,12 @@ def cdi_filename(lease_number: int) -> str:
     """The document's file name in a CDI directory (/run/cdi): vendor, class and what it lives as long as, as
     GenerateTransientSpecName of pkg/cdi/spec.go makes it."""
     return f"{KIND.replace('/', '-')}_{_device_name(lease_number)}.json"
+
+
+def lease_of_file(name: str) -> int | None:
+    """The inverse of cdi_filename; None for a file that is none of ours."""
+    match = _FILENAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def cdi_document(lease_number: int, group: int, address: str) -> bytes:

@@ -1,18 +1,19 @@
 """What a lease needs done on the host: its VF made ready, handed over, taken back and cleaned.
 
-Rule: each work may be repeated, and writes nothing that is already so; it ends with an event of the
-automaton and never with an exception, because a lease must always know how it stands.
+Rule: each work may be repeated, and writes nothing that is already so; it is about the VF that the lease was
+prepared for, and refused when another is there. What is not undone is not clean: then nobody gets the VF.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
-from sriovd.backend.base import Backend
+from sriovd.backend.base import Backend, HostReadError
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import attributes, rules, scripts
 from sriovd.core.converge.apply import Hands
@@ -22,15 +23,15 @@ from sriovd.core.errors import (
     BackendFailed,
     InUse,
     IommuGroupNotViable,
+    LockedOut,
     NoSuchFunction,
     NotSupported,
-    SriovdError,
 )
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
-from sriovd.core.lease.cdi import cdi_document, cdi_filename
-from sriovd.core.lease.record import Lease
+from sriovd.core.lease.cdi import cdi_document, cdi_filename, lease_of_file
+from sriovd.core.lease.record import Lease, LeaseState
 from sriovd.core.results import Changed, Result
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
@@ -39,7 +40,8 @@ from sriovd.pci import PciAddress
 _log = logging.getLogger(__name__)
 
 VFIO_PCI = "vfio-pci"
-_FOR_EVER_USEC = 10**12
+_A_LONG_TIME_USEC = 10**12
+_HALF = ".half"  # of the name of a CDI document that is being written: container runtimes pass over it
 # What no tenant may leave behind where no policy says otherwise. Its MAC address is the place's, and stays.
 _NEUTRAL = VfAttributes(vlan=0, qos=0, min_tx_rate=0, max_tx_rate=0, spoof_check=True, trust=False)
 
@@ -64,62 +66,76 @@ class LeaseWork:
         self._inventory: Inventory = site.hands.inventory
         self._usage: Usage = site.hands.usage
 
+    def check_driver(self, driver: str) -> None:
+        """Whether a VF can be lent on `driver`. Raises InvalidArgument, BindFailed."""
+        rules.check_driver_name(driver)
+        if driver not in (scripts.DEFAULT, scripts.NONE):
+            rules.check_driver_state(driver, self._site.backend.driver_state(driver))
+
     def vf_of(self, lease: Lease) -> Function:
-        """The VF at the lease's place. Raises NoSuchFunction."""
+        """The VF that the lease was prepared for. Raises NoSuchFunction."""
         address = self._inventory.vfs_of(lease.pf).get(lease.index)
         if address is None:
             raise NoSuchFunction(f"{lease.pf} has no VF {lease.index} at the moment.")
-        return self._inventory.get(address)
+        return self._inventory.get(address, lease.generation)
 
-    def is_present(self, lease: Lease) -> bool:
-        """Whether the VF is there and the one that the lease was prepared for."""
-        address = self._inventory.vfs_of(lease.pf).get(lease.index)
-        return address is not None and self._inventory.get(address).generation == lease.generation
-
-    async def prepare(self, lease: Lease) -> SriovdError | None:
-        """Bind the VF to the lease's driver; why that failed."""
-        try:
-            vf = self.vf_of(lease)
-            if scripts.is_satisfied(vf.facts, lease.driver):
-                return None
-        except SriovdError as error:
-            return error
+    async def prepare(self, lease: Lease) -> None:
+        """Bind the VF to the lease's driver. Raises SriovdError."""
+        vf = self.vf_of(lease)
+        if scripts.is_satisfied(vf.facts, lease.driver):
+            return
 
         async def work(job: Job) -> Result:
             async with self._site.workplace.working_on(job, vf.adapter):
                 return await self._site.hands.binder.bind_all(
-                    job, vf.adapter, [vf.address], lease.driver, force=True
+                    job, vf.adapter, [self.vf_of(lease).address], lease.driver, force=True
                 )  # nobody holds it: that was asked when it was chosen
 
-        return await self._run("PrepareLease", vf, lease, work)
+        await self._run("PrepareLease", vf, lease, work)
 
-    def hand_over(self, lease: Lease) -> SriovdError | None:
-        """Let the owner open the VF; why that failed. A VF on a driver of the host's needs nothing."""
+    def hand_over(self, lease: Lease) -> int | None:
+        """Let the owner open the VF; its VFIO group. A VF on a driver of the host's needs nothing: None.
+        Raises IommuGroupNotViable, BackendFailed, NoSuchFunction."""
+        vf = self.vf_of(lease)
+        if vf.facts.driver != VFIO_PCI:
+            return None
         try:
-            vf = self.vf_of(lease)
-            if vf.facts.driver != VFIO_PCI:
-                return None
             group = self._viable_group(vf)
             self._site.backend.hand_over(vf.address, lease.uid)
             self._write_cdi(lease, group, vf.address)
-        except SriovdError as error:
-            return error
-        except OSError as error:
-            return BackendFailed(f"The VFIO group of {lease} could not be handed over: {error}.")
-        return None
+        except (OSError, HostReadError) as error:
+            raise BackendFailed(f"The VFIO group of {lease} could not be handed over: {error}.") from error
+        return group
 
     def take_back(self, lease: Lease, group: int | None) -> None:
-        """Let the owner open it no more; `group`: what was handed over, None when that is not known."""
+        """Let the owner open it no more; `group`: what was handed over, None when that is not known. Raises
+        BackendFailed."""
+        known = group if group is not None else self._group_of(lease)
         try:
-            self._remove_cdi(lease)
-            known = group if group is not None else self._group_of(lease)
+            self._remove_cdi(lease.number)
             if known is not None:
                 self._site.backend.take_back(known)
         except OSError as error:
-            _log.error("%s could not be taken back: %s", lease, error)
+            raise BackendFailed(f"The VFIO group of {lease} could not be taken back: {error}.") from error
+
+    def sweep(self, numbers: Collection[int]) -> None:
+        """Remove the CDI documents of leases other than those of `numbers`, and halves of any."""
+        try:
+            names = os.listdir(self._site.cdi) if self._site.cdi else ()
+            for name in names:
+                number = lease_of_file(name.removesuffix(_HALF))
+                if number is not None and (number not in numbers or name.endswith(_HALF)):
+                    os.unlink(f"{self._site.cdi}/{name}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _log.error("CDI documents of leases that are over could not be removed: %s", error)
 
     def open_group(self, lease: Lease) -> int:
-        """A descriptor of the VFIO group. Raises NotSupported, InUse, BackendFailed."""
+        """A descriptor of the VFIO group. Raises NotSupported, LockedOut, InUse, BackendFailed,
+        NoSuchFunction."""
+        if lease.state is not LeaseState.ACTIVE:  # what was taken back must not be opened again
+            raise LockedOut(f"{lease} is {lease.state}.", "Its VF can be opened while it is active.")
         vf = self.vf_of(lease)
         if vf.facts.driver != VFIO_PCI or vf.facts.iommu_group is None:
             raise NotSupported(
@@ -142,27 +158,27 @@ class LeaseWork:
         holders = await self._usage.holders_of([vf.address])
         return rules.describe_use(vf, holders, "")
 
-    async def clean(self, lease: Lease) -> SriovdError | None:
-        """Reset the VF, put its attributes and driver back; why that failed: InUse when it is open."""
-        try:
-            vf = self.vf_of(lease)
-        except NoSuchFunction as error:
-            return error
+    async def clean(self, lease: Lease) -> None:
+        """Reset the VF, put its attributes and driver back. Raises InUse when it is open, SriovdError."""
+        vf = self.vf_of(lease)
 
         async def work(job: Job) -> Result:
             async with self._site.workplace.working_on(job, vf.adapter):
-                return await self._clean(job, lease, self.vf_of(lease))
+                return await self._clean(job, lease)
 
-        return await self._run("CleanLease", vf, lease, work)
+        await self._run("CleanLease", vf, lease, work)
 
-    async def _clean(self, job: Job, lease: Lease, vf: Function) -> Result:
+    async def _clean(self, job: Job, lease: Lease) -> Result:
+        vf = self.vf_of(lease)
+        self.take_back(lease, None)
         user = await self.find_user(lease)
         if user:
             raise InUse(f"{lease} cannot be cleaned: {user}.")
+        rules.check_resettable(vf, 0)  # unreset it would show the next owner what the last one did
         job.enter(f"resetting {vf.address}", 0.1)
-        if vf.facts.reset_methods:
-            script = scripts.reset_script(vf.address)
-            raise_first_failure(await self._site.hands.executor.run(vf.adapter, script))
+        raise_first_failure(
+            await self._site.hands.executor.run(vf.adapter, scripts.reset_script(vf.address))
+        )
         pf = self._inventory.get_pf(lease.pf)
         await self._put_attributes_back(job, pf, lease.index)
         driver = self._site.rulebook.driver_for(pf, lease.index) or lease.home
@@ -179,12 +195,14 @@ class LeaseWork:
         await self._site.hands.configurer.set_all(job, pf, wishes)
 
     async def _run(
-        self, operation: str, vf: Function, lease: Lease, work: Callable[[Job], object]
-    ) -> SriovdError | None:
-        """A job for the owner; its error."""
-        job = self._site.jobs.start(operation, [vf], f"{lease.name} (uid {lease.uid})", work)  # type: ignore[arg-type]
-        await job.wait(_FOR_EVER_USEC)
-        return job.error
+        self, operation: str, vf: Function, lease: Lease, work: Callable[[Job], Awaitable[Result]]
+    ) -> None:
+        """A job for the owner. Raises its error."""
+        job = self._site.jobs.start(operation, [vf], f"{lease.name} (uid {lease.uid})", work)
+        while not await job.wait(_A_LONG_TIME_USEC):
+            pass
+        if job.error is not None:
+            raise job.error
 
     def _viable_group(self, vf: Function) -> int:
         """The IOMMU group of `vf`, in which nobody else's device may be. Raises IommuGroupNotViable."""
@@ -211,25 +229,26 @@ class LeaseWork:
         """In one step: a container runtime never reads half a document."""
         if not self._site.cdi:
             return
-        path = f"{self._site.cdi}/{cdi_filename(lease.number)}"
+        path = self._cdi_path(lease.number)
         document = cdi_document(lease.number, group, str(address))
         if _read(path) == document:
             return
         os.makedirs(self._site.cdi, exist_ok=True)
-        fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        fd = os.open(f"{path}{_HALF}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             os.write(fd, document)
             os.fchmod(fd, 0o644)
         finally:
             os.close(fd)
-        os.rename(f"{path}.tmp", path)
+        os.rename(f"{path}{_HALF}", path)
 
-    def _remove_cdi(self, lease: Lease) -> None:
+    def _remove_cdi(self, number: int) -> None:
         if self._site.cdi:
-            try:
-                os.unlink(f"{self._site.cdi}/{cdi_filename(lease.number)}")
-            except FileNotFoundError:
-                return
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._cdi_path(number))
+
+    def _cdi_path(self, number: int) -> str:
+        return f"{self._site.cdi}/{cdi_filename(number)}"
 
 
 def _read(path: str) -> bytes:

@@ -1,0 +1,242 @@
+"""Every method of the contract asks polkit for exactly one action, before it does or tells anything. A
+method that is added later has no row here, and this turns red until it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sriovd.backend.simulated import SimulatedBackend
+from sriovd.bus.actions import (
+    ACTION_OF_OPERATION,
+    BIND_DRIVER,
+    CONFIGURE,
+    HOTPLUG,
+    INSPECT,
+    LEASE,
+    MANAGE_POLICY,
+    RESET,
+    SET_NUM_VFS,
+    SIMULATE,
+)
+from sriovd.bus.contract import load_contract
+from sriovd.bus.descriptors import Descriptors
+from sriovd.bus.dispatch import Caller, Handler
+from sriovd.bus.lease_verbs import LeaseVerbs
+from sriovd.bus.objects import (
+    ADAPTER,
+    FUNCTION,
+    JOB,
+    LEASE_INTERFACE,
+    MANAGER,
+    PHYSICAL_FUNCTION,
+    SIMULATOR_INTERFACE,
+    VIRTUAL_FUNCTION,
+    Objects,
+    function_path,
+    job_path,
+    lease_path,
+)
+from sriovd.bus.policy_verbs import PolicyVerbs
+from sriovd.bus.polkit import Authority
+from sriovd.bus.signature import Variant
+from sriovd.bus.tree import Tree
+from sriovd.bus.verbs import SimulatorVerbs, Verbs
+from sriovd.core.engine import Engine, Places
+from sriovd.core.errors import NotAuthorized, NotOwner
+from sriovd.core.lease.choose import Wish
+from sriovd.core.lifecycle import CountOptions
+from sriovd.daemon import _CONTRACT_FILE, _contract_for
+from sriovd.pci import PciAddress
+
+from .support import in_loop
+
+PF, VF, OWNER, TENANT, STRANGER = "0000:01:00.0", "0000:01:10.0", "vm", 1000, 1001
+OPTIONS: dict[str, Variant] = {}
+
+# Interface and method -> the action, and arguments with which it would work.
+TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
+    (MANAGER, "GetFunction"): (INSPECT, (PF,)),
+    (MANAGER, "GetAdapter"): (INSPECT, ("0000:01:00",)),
+    (MANAGER, "ListFunctions"): (INSPECT, ()),
+    (MANAGER, "SetNumVFs"): (SET_NUM_VFS, (PF, 0, OPTIONS)),
+    (MANAGER, "Bind"): (BIND_DRIVER, (VF, "pci-stub", OPTIONS)),
+    (MANAGER, "BindVFs"): (BIND_DRIVER, (PF, "pci-stub", OPTIONS)),
+    (MANAGER, "Unbind"): (BIND_DRIVER, (VF, OPTIONS)),
+    (MANAGER, "Reset"): (RESET, (VF, OPTIONS)),
+    (MANAGER, "Remove"): (HOTPLUG, (PF, OPTIONS)),
+    (MANAGER, "Rescan"): (HOTPLUG, (OPTIONS,)),
+    (MANAGER, "Plan"): (INSPECT, (OPTIONS,)),
+    (MANAGER, "Apply"): (MANAGE_POLICY, ("", OPTIONS)),
+    (MANAGER, "Reload"): (MANAGE_POLICY, (OPTIONS,)),
+    (MANAGER, "GetVFAttributes"): (INSPECT, (VF,)),
+    (MANAGER, "SetVFAttributes"): (CONFIGURE, (VF, {"trust": Variant("b", True)}, OPTIONS)),
+    (MANAGER, "Lease"): (LEASE, (OWNER, OPTIONS)),
+    (MANAGER, "Acquire"): (LEASE, (OWNER, OPTIONS)),
+    (MANAGER, "Release"): (LEASE, (1, OWNER, OPTIONS)),
+    (MANAGER, "OpenGroup"): (LEASE, (1, OWNER)),
+    (FUNCTION, "Bind"): (BIND_DRIVER, ("pci-stub", OPTIONS)),
+    (FUNCTION, "Unbind"): (BIND_DRIVER, (OPTIONS,)),
+    (FUNCTION, "Reset"): (RESET, (OPTIONS,)),
+    (PHYSICAL_FUNCTION, "SetNumVFs"): (SET_NUM_VFS, (0, OPTIONS)),
+    (PHYSICAL_FUNCTION, "BindVFs"): (BIND_DRIVER, ("pci-stub", OPTIONS)),
+    (PHYSICAL_FUNCTION, "ListVFs"): (INSPECT, ()),
+    (PHYSICAL_FUNCTION, "Remove"): (HOTPLUG, (OPTIONS,)),
+    (VIRTUAL_FUNCTION, "GetAttributes"): (INSPECT, ()),
+    (VIRTUAL_FUNCTION, "SetAttributes"): (CONFIGURE, ({"trust": Variant("b", True)}, OPTIONS)),
+    (LEASE_INTERFACE, "Release"): (LEASE, (OWNER, OPTIONS)),
+    (LEASE_INTERFACE, "OpenGroup"): (LEASE, (OWNER,)),
+    (JOB, "Wait"): (INSPECT, (0,)),
+    (JOB, "Cancel"): (SET_NUM_VFS, ()),
+    (SIMULATOR_INTERFACE, "ListProfiles"): (SIMULATE, ()),
+    (SIMULATOR_INTERFACE, "Plug"): (SIMULATE, ("igb", "0000:41:00.0")),
+    (SIMULATOR_INTERFACE, "Unplug"): (SIMULATE, (PF,)),
+    (SIMULATOR_INTERFACE, "InjectFault"): (SIMULATE, ("bind", "", OPTIONS)),
+    (SIMULATOR_INTERFACE, "ClearFaults"): (SIMULATE, ()),
+    (SIMULATOR_INTERFACE, "OpenDevice"): (SIMULATE, (VF, 1, "qemu")),
+    (SIMULATOR_INTERFACE, "CloseDevice"): (SIMULATE, (VF,)),
+    (SIMULATOR_INTERFACE, "SetVFAttribute"): (SIMULATE, (PF, "0 trust on")),
+    (SIMULATOR_INTERFACE, "LoseEvents"): (SIMULATE, (1,)),
+}
+PATHS = {
+    FUNCTION: function_path(PciAddress.parse(VF)),
+    VIRTUAL_FUNCTION: function_path(PciAddress.parse(VF)),
+    PHYSICAL_FUNCTION: function_path(PciAddress.parse(PF)),
+    LEASE_INTERFACE: lease_path(1),
+    JOB: job_path(1),
+}
+
+
+class RecordingAuthority(Authority):
+    """Keeps what it was asked; `allows`: what it says. Trusts nobody."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.allows = False
+
+    def trusts(self, caller: Caller) -> bool:
+        return caller.uid == 0
+
+    async def check(self, caller: Caller, action: str, details: Mapping[str, str] | None = None) -> None:
+        self.asked.append(action)
+        await asyncio.sleep(0)
+        if not self.allows:
+            raise NotAuthorized(f"polkit does not allow {action} to the caller")
+
+
+class Service:
+    """Every handler, as daemon.py puts them together, on a host with a VF that TENANT leases."""
+
+    def __init__(self, backend: SimulatedBackend) -> None:
+        self.engine = engine = Engine(backend, Places())
+        self.authority = RecordingAuthority()
+        self.tree = Tree(_contract_for(simulated=True), lambda *_: None, schedule=lambda _: None)
+        objects = Objects(self.tree, engine.inventory, engine.jobs, engine.policy.standing_of)
+        self.descriptors = Descriptors(engine.leases.owner_gone)
+        engine.leases.listen(
+            lambda lease: objects.show_lease(lease, engine.leases.vf_address(lease)), objects.drop_lease
+        )
+        verbs = Verbs(engine.inventory, engine.lifecycle, objects, self.authority)
+        policy = PolicyVerbs(engine.lifecycle, engine.policy, engine.rulebook, objects, self.authority)
+        leases = LeaseVerbs(
+            engine.inventory, engine.leases, engine.work, engine.jobs, objects, self.authority,
+            self.descriptors,
+        )  # fmt: skip
+        self.handlers: dict[tuple[str, str], Handler] = {
+            **verbs.handlers(),
+            **policy.handlers(),
+            **leases.handlers(),
+            **SimulatorVerbs(backend, self.authority).handlers(),
+        }
+
+    async def call(self, place: tuple[str, str], uid: int = STRANGER, *arguments: Any) -> Any:
+        path = PATHS.get(place[0], "/org/sriovd1")
+        return await self.handlers[place](Caller(":1.7", uid, False), path, *(arguments or TABLE[place][1]))
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Service]:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        backend = SimulatedBackend(str(Path(directory) / "sys"), machine=(("igb", PF),))
+        await backend.start()
+        service = Service(backend)
+        await service.engine.look_around()
+        made = service.engine.lifecycle.set_num_vfs(PciAddress.parse(PF), 1, CountOptions(), "test")
+        assert await made.wait(10_000_000)
+        lease = await service.engine.leases.lease(TENANT, OWNER, Wish(), "vfio-pci")
+        await service.engine.leases.wait_begun(lease.number)
+        yield service
+        await service.engine.close()
+        await backend.stop()
+
+
+def test_every_method_of_the_contract_has_its_row() -> None:
+    contract = load_contract(_CONTRACT_FILE)
+    methods = {(name, method) for name, each in contract.interfaces.items() for method in each.methods}
+    assert methods == set(TABLE)
+    assert ADAPTER not in {interface for interface, _ in TABLE}
+
+
+@pytest.mark.parametrize("place", TABLE, ids=".".join)
+def test_it_asks_for_one_action_and_does_nothing_without(place: tuple[str, str]) -> None:
+    @in_loop
+    async def test() -> None:
+        async with serving() as service:
+            before = dict(service.engine.inventory.functions), service.engine.leases.all()
+            jobs = len(service.engine.jobs._jobs)
+            with pytest.raises(NotAuthorized):
+                await service.call(place)
+            assert service.authority.asked == [TABLE[place][0]]
+            assert (dict(service.engine.inventory.functions), service.engine.leases.all()) == before
+            assert len(service.engine.jobs._jobs) == jobs
+            assert len(service.descriptors) == 0
+
+    test()
+
+
+@pytest.mark.parametrize(
+    "place", [place for place in TABLE if place[1] in ("Release", "OpenGroup")], ids=".".join
+)
+def test_who_may_lease_may_do_nothing_to_anothers(place: tuple[str, str]) -> None:
+    @in_loop
+    async def test() -> None:
+        async with serving() as service:
+            service.authority.allows = True
+            with pytest.raises(NotOwner) as anothers:
+                await service.call(place, STRANGER)
+            with pytest.raises(NotOwner):
+                await service.call(place, STRANGER, *_with_owner(place, "other"))
+            await service.call(place, TENANT if place[1] == "Release" else 0)
+            assert str(anothers.value).startswith("You have no lease 1 as 'vm'.")
+
+    test()
+
+
+def _with_owner(place: tuple[str, str], name: str) -> tuple[Any, ...]:
+    return tuple(name if each == OWNER else each for each in TABLE[place][1])
+
+
+@in_loop
+async def test_the_jobs_of_a_lease_are_not_cancelled_by_others_who_may_lease() -> None:
+    assert {ACTION_OF_OPERATION[name] for name in ("PrepareLease", "CleanLease")} == {BIND_DRIVER}
+
+
+@in_loop
+async def test_every_job_can_be_cancelled_by_somebody() -> None:
+    """An operation without an action would be a defect where it is cancelled."""
+    async with serving() as service:
+        service.authority.allows = True
+        for place in TABLE:
+            if place[0] in (MANAGER, VIRTUAL_FUNCTION) and place[1] not in ("Acquire", "Remove"):
+                await asyncio.gather(service.call(place, TENANT), return_exceptions=True)
+        operations = {job.operation for job in service.engine.jobs._jobs.values()}
+        assert {"SetNumVFs", "Release", "CleanLease", "PrepareLease", "Bind"} <= operations
+        assert operations <= set(ACTION_OF_OPERATION)

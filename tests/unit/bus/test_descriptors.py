@@ -1,0 +1,128 @@
+"""The descriptors of leases: only their end is told, and there are few."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from sriovd.bus import descriptors
+from sriovd.bus.descriptors import Descriptors
+from sriovd.core.errors import PoolExhausted
+
+from .support import in_loop, open_fds, until
+
+ALICE, BOB = 1000, 1001
+
+
+class Kept:
+    """What was told."""
+
+    def __init__(self) -> None:
+        self.closed: list[int] = []
+        self.kept: dict[int, int] = {}
+        self.ends = Descriptors(self.closed.append, self.kept.__setitem__, self._drop)
+
+    def _drop(self, number: int) -> None:
+        del self.kept[number]
+
+
+@in_loop
+async def test_the_last_copy_counts() -> None:
+    told, before = Kept(), open_fds()
+    for number in (1, 2, 3):
+        ends = told.ends.make(ALICE)
+        told.ends.watch(number, ends.own, ALICE)
+        assert told.kept[number] == ends.own.fileno()
+        copy = os.dup(ends.theirs.fileno())
+        ends.theirs.close()
+        await asyncio.sleep(0)
+        assert told.closed == list(range(1, number))
+        os.close(copy)
+        await until(lambda number=number: told.closed == list(range(1, number + 1)))  # type: ignore[misc]
+    assert (told.kept, len(told.ends)) == ({}, 0)
+    assert len(open_fds()) == len(before) + 1  # the epoll
+
+
+@in_loop
+async def test_the_owner_can_neither_write_nor_send_descriptors() -> None:
+    told = Kept()
+    ends = told.ends.make(ALICE)
+    told.ends.watch(1, ends.own, ALICE)
+    with pytest.raises(BrokenPipeError):
+        ends.theirs.send(b"x")
+    with pytest.raises(BrokenPipeError):
+        socket.send_fds(ends.theirs, [b"x"], [0])
+    woken = 0
+
+    def note() -> None:
+        nonlocal woken
+        woken += 1
+
+    told.ends._look = note  # type: ignore[method-assign]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert (woken, told.closed) == (0, [])
+    ends.theirs.close()
+
+
+@in_loop
+async def test_a_lease_that_is_over_hangs_up() -> None:
+    told = Kept()
+    ends = told.ends.make(ALICE)
+    told.ends.watch(1, ends.own, ALICE)
+    told.ends.close(1)
+    told.ends.close(1)
+    assert (ends.theirs.recv(1), told.closed, told.kept, len(told.ends)) == (b"", [], {}, 0)
+    ends.theirs.close()
+
+
+@in_loop
+async def test_what_nobody_gets_is_closed() -> None:
+    told, before = Kept(), open_fds()
+    told.ends.discard(told.ends.make(ALICE))
+    assert (open_fds(), len(told.ends)) == (before, 0)
+    watched = told.ends.make(ALICE)
+    told.ends.watch(1, watched.own, ALICE)
+    told.ends.discard(watched)
+    await until(lambda: told.closed == [1])
+    over = told.ends.make(ALICE)
+    told.ends.watch(2, over.own, ALICE)
+    told.ends.close(2)
+    told.ends.discard(over)
+    assert (told.closed, len(told.ends), len(open_fds())) == ([1], 0, len(before) + 1)
+
+
+@in_loop
+async def test_there_are_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "AT_MOST_PER_USER", 2)
+    monkeypatch.setattr(descriptors, "AT_MOST", 5)
+    told = Kept()
+    alices = [told.ends.make(ALICE) for _ in range(2)]
+    with pytest.raises(PoolExhausted, match=f"2 of them of user {ALICE}"):
+        told.ends.make(ALICE)
+    others = [told.ends.make(uid) for uid in (BOB, 0, 0)]
+    with pytest.raises(PoolExhausted):
+        told.ends.make(0)
+    told.ends.discard(alices.pop())
+    told.ends.watch(1, (again := told.ends.make(ALICE)).own, ALICE)
+    told.ends.close(1)
+    again.theirs.close()
+    for ends in (*alices, *others):
+        told.ends.discard(ends)
+    assert (len(told.ends), told.ends._users) == (0, {})
+
+
+@in_loop
+async def test_an_end_that_has_outlived_a_daemon_is_watched_as_before() -> None:
+    first, second = Kept(), Kept()
+    ends = first.ends.make(ALICE)
+    kept = socket.socket(fileno=os.dup(ends.own.fileno()))
+    first.ends.watch(7, ends.own, ALICE)
+    first.ends.close(7)
+    second.ends.take_up(7, kept, ALICE)
+    assert len(second.ends) == 1
+    ends.theirs.close()
+    await until(lambda: second.closed == [7])

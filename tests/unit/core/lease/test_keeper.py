@@ -1,0 +1,465 @@
+"""Leases from the first to the last state, on a host that works and on one that does not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sriovd.backend.base import Fault
+from sriovd.core import execute
+from sriovd.core.errors import (
+    BackendFailed,
+    BindFailed,
+    Cancelled,
+    InUse,
+    InvalidArgument,
+    IommuGroupNotViable,
+    LockedOut,
+    NoSuchFunction,
+    NotOwner,
+    NotSupported,
+    PoolExhausted,
+    ResetFailed,
+    SriovdError,
+    Stuck,
+)
+from sriovd.core.lease import keeper
+from sriovd.core.lease.choose import Wish
+from sriovd.core.lease.record import LeaseState
+from sriovd.pci import PciAddress
+
+from .leasehost import ALICE, BOB, IGB, QEMU, VF0, VF1, on_host, until, world
+
+PREPARING, ACTIVE, ABSENT, RELEASING, CLEANING, RELEASED, FAILED = LeaseState
+AT_VF0 = Wish(address=VF0)
+LIFE = [PREPARING, ACTIVE, RELEASING, CLEANING, RELEASED]
+
+
+def fail(verb: str, address: PciAddress | None = VF0, errno: int = 5, times: int = 0) -> Fault:
+    return Fault(verb=verb, address=address, errno=errno, times=times)
+
+
+@on_host
+async def test_a_lease_is_prepared_handed_over_and_taken_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        home = host.vf().facts.driver
+        lease = await host.lend(wish=AT_VF0)
+        assert (lease.state, host.vf().facts.driver) == (ACTIVE, "vfio-pci")
+        assert host.backend.group_owners == {host.group(): ALICE}
+        assert len(host.documents()) == 1
+        assert await host.stored() == [lease.number]
+        await host.leases.release(lease.number, force=False)
+        assert host.seen[lease.number] == LIFE
+        assert (host.vf().facts.driver, host.backend.group_owners, host.documents()) == (home, {}, {})
+        assert (host.ended, await host.stored(), host.remembered()) == ([lease.number], [], {})
+
+
+@on_host
+async def test_the_next_lease_may_follow_at_once(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        for number in (1, 2, 3):
+            assert (await host.lend(wish=AT_VF0)).number == number
+            with pytest.raises(PoolExhausted):
+                await host.lend(wish=AT_VF0)
+            await host.leases.release(number, force=False)
+
+
+@on_host
+async def test_release_is_refused_while_somebody_holds_it_open(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.open_device(VF0, QEMU)
+        with pytest.raises(InUse, match=r"Lease 1.*held open.*qemu \(pid 4711\)\.") as refused:
+            await host.leases.release(lease.number, force=False)
+        assert "force" in refused.value.hint
+        assert (host.state(lease.number), host.backend.group_owners) == (ACTIVE, {host.group(): ALICE})
+        host.backend.close_device(VF0)
+        await host.leases.release(lease.number, force=False)
+
+
+@on_host
+async def test_whoever_asks_twice_is_answered_twice(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.open_device(VF0, QEMU)
+        asked = [host.leases.release(lease.number, force=False) for _ in range(3)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [InUse] * 3
+        host.backend.close_device(VF0)
+        await asyncio.gather(*(host.leases.release(lease.number, force=False) for _ in range(3)))
+        assert host.remembered() == {}
+
+
+@on_host
+async def test_forced_it_is_taken_back_and_cleaned_when_they_close_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.open_device(VF0, QEMU)
+        release = asyncio.create_task(host.leases.release(lease.number, force=True))
+        await until(lambda: "qemu" in host.reasons[lease.number][-1])
+        assert (host.state(lease.number), host.backend.group_owners) == (RELEASING, {})
+        assert host.documents() == {}
+        with pytest.raises(LockedOut, match="releasing"):
+            host.engine.work.open_group(host.leases.all()[0])
+        assert not release.done()
+        host.backend.close_device(VF0)
+        await release
+        assert host.vf().facts.driver != "vfio-pci"
+
+
+@on_host
+async def test_an_owner_that_dies_while_it_is_open_is_waited_for(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0, held_by_descriptor=True)
+        host.backend.open_device(VF0, QEMU)
+        host.leases.owner_gone(lease.number)
+        await until(lambda: "qemu" in host.reasons[lease.number][-1])
+        with pytest.raises(PoolExhausted):
+            await host.lend(BOB, wish=AT_VF0)
+        host.backend.close_device(VF0)
+        await host.until_state(lease.number, None)
+        assert (await host.lend(BOB, wish=AT_VF0)).uid == BOB
+
+
+@on_host
+async def test_a_descriptor_ends_only_what_it_holds(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend()
+        host.leases.owner_gone(lease.number)
+        host.leases.owner_gone(4711)
+        assert host.seen[lease.number] == [PREPARING, ACTIVE]
+
+
+@on_host
+async def test_a_vf_that_is_made_again_is_prepared_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        generation = host.vf().generation
+        await host.set_num_vfs(0, force=True)
+        await host.until_state(lease.number, ABSENT)
+        await until(lambda: not host.documents())
+        assert host.backend.group_owners == {}
+        with pytest.raises(LockedOut, match="absent"):
+            host.engine.work.open_group(host.leases.all()[0])
+        await host.set_num_vfs(2)
+        await host.until_state(lease.number, ACTIVE)
+        assert host.vf().generation == generation + 1 == host.leases.all()[0].generation
+        assert (host.vf().facts.driver, host.backend.group_owners) == ("vfio-pci", {host.group(): ALICE})
+        await host.leases.release(lease.number, force=False)
+        assert host.remembered() == {}
+
+
+@on_host
+async def test_a_lease_on_nothing_ends_at_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        await host.set_num_vfs(0, force=True)
+        await host.leases.release(lease.number, force=False)
+        assert host.remembered() == {}
+
+
+@on_host
+async def test_a_vf_that_vanishes_under_a_release_ends_it(tmp_path: Path) -> None:
+    """The request was about to be looked at when the VF went: it is not forgotten."""
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        release = asyncio.create_task(host.leases.release(lease.number, force=False))
+        await asyncio.sleep(0)
+        host.inventory.drop(VF0)
+        await release
+        assert host.remembered() == {}
+
+
+@on_host
+async def test_what_cannot_be_prepared_is_free_again_and_says_why(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        host.backend.inject_fault(fail("bind", errno=19))
+        with pytest.raises(BindFailed):
+            await host.lend(wish=AT_VF0)
+        host.backend.clear_faults()
+        assert (host.remembered(), host.vf().quarantine) == ({}, "")
+        assert host.seen[1] == [PREPARING, FAILED, *LIFE[2:]]
+        assert (await host.lend(wish=AT_VF0)).state is ACTIVE
+
+
+@on_host
+async def test_what_can_be_neither_prepared_nor_cleaned_is_quarantined(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        host.backend.inject_fault(fail("bind", errno=19))
+        host.backend.inject_fault(fail("reset"))
+        with pytest.raises(BindFailed) as failed:
+            await host.lend(wish=AT_VF0)
+        assert "quarantined" in failed.value.hint
+        assert (host.state(1), "lease 1" in host.vf().quarantine) == (FAILED, True)
+        host.backend.clear_faults()
+        await host.leases.release(1, force=False)
+        assert (host.vf().quarantine, host.remembered()) == ("", {})
+
+
+@on_host
+async def test_what_cannot_be_cleaned_is_nobodys_and_release_says_so(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.inject_fault(fail("reset"))
+        asked = [host.leases.release(lease.number, force=False) for _ in range(2)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {ResetFailed}
+        assert (host.state(lease.number), host.backend.group_owners) == (FAILED, {})
+        assert host.reasons[lease.number][-1] in host.vf().quarantine
+        with pytest.raises(PoolExhausted):
+            await host.lend(BOB, wish=AT_VF0)
+        host.backend.clear_faults()
+        await host.leases.release(lease.number, force=False)
+        assert host.vf().quarantine == ""
+
+
+@on_host
+async def test_another_reason_for_quarantine_is_not_lifted(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        await host.set_num_vfs(0, force=True)
+        release = asyncio.create_task(host.leases.release(lease.number, force=False))
+        await host.set_num_vfs(2)
+        host.inventory.quarantine(VF0, "somebody's reason")
+        await release
+        assert host.vf().quarantine == "somebody's reason"
+
+
+@on_host
+async def test_a_vf_without_a_reset_is_not_given_to_the_next(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.kernel.write(f"bus/pci/devices/{VF0}/reset_method", "\n")
+        host.engine.picture.look_at(VF0)
+        with pytest.raises(NotSupported, match="no reset method"):
+            await host.leases.release(lease.number, force=False)
+        assert host.state(lease.number) is FAILED
+
+
+@pytest.mark.parametrize("verb", ["prepare", "clean"])
+@on_host
+async def test_a_stuck_adapter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setattr(execute, "_STEP_DEADLINE_SEC", {})
+    monkeypatch.setattr(execute, "_OTHER_STEP_DEADLINE_SEC", 0.1)
+    async with world(tmp_path) as host:
+        host.engine.executor.on_stuck = host.inventory.set_stuck
+        if verb == "clean":
+            await host.lend(wish=AT_VF0)
+        host.backend.inject_fault(Fault(verb="reset" if verb == "clean" else "bind", address=VF0, hang=True))
+        with pytest.raises(Stuck):
+            await (host.leases.release(1, force=False) if verb == "clean" else host.lend(wish=AT_VF0))
+        assert host.state(1) is FAILED
+        with pytest.raises(PoolExhausted):
+            await host.lend(BOB, wish=Wish(pf=IGB))
+
+
+@on_host
+async def test_released_while_it_is_prepared(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.leases.lease(ALICE, "vm", AT_VF0, "vfio-pci")
+        begun = asyncio.create_task(host.leases.wait_begun(lease.number))
+        await host.leases.release(lease.number, force=False)
+        with pytest.raises(Cancelled):
+            await begun
+        assert (host.vf().facts.driver, host.remembered()) == ("", {})
+
+
+@on_host
+async def test_a_caller_who_goes_away_leaves_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.leases.lease(ALICE, "vm", AT_VF0, "vfio-pci")
+        waiting = [asyncio.create_task(host.leases.wait_begun(lease.number)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await host.until_state(lease.number, ACTIVE)
+        await host.leases.release(lease.number, force=False)
+        assert host.remembered() == {}
+
+
+@on_host
+async def test_a_defect_fails_the_lease_and_nothing_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as host:
+
+        async def break_down(*_: object) -> None:
+            raise RuntimeError("a defect")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(host.engine.work, "prepare", break_down)
+            broken.setattr(host.engine.work, "clean", break_down)
+            with pytest.raises(BackendFailed, match="a defect of sriovd"):
+                await host.lend(wish=AT_VF0)
+        await host.leases.release(1, force=False)
+        lease = await host.lend(wish=AT_VF0)
+        with monkeypatch.context() as broken:
+            broken.setattr(host.engine.work, "find_user", break_down)
+            with pytest.raises(BackendFailed, match="a defect of sriovd"):
+                await host.leases.release(lease.number, force=False)
+            assert host.state(lease.number) is ACTIVE
+            release = asyncio.create_task(host.leases.release(lease.number, force=True))
+            await host.until_state(lease.number, RELEASING)
+        await release
+        assert host.remembered() == {}
+
+
+@on_host
+async def test_holders_that_cannot_be_asked_are_taken_for_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+
+        async def fail_to_ask(*_: object) -> None:
+            raise ConnectionError("the helper was killed")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(host.backend, "find_holders", fail_to_ask)
+            with pytest.raises(BackendFailed, match="helper was killed"):
+                await host.leases.release(lease.number, force=False)
+            assert host.state(lease.number) is ACTIVE
+            release = asyncio.create_task(host.leases.release(lease.number, force=True))
+            await until(lambda: "helper was killed" in host.reasons[lease.number][-1])
+        await release
+
+
+@on_host
+async def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlite3
+
+    from sriovd.core.lease import life
+
+    monkeypatch.setattr(life, "_STORE_AGAIN_SEC", 0.001)
+    async with world(tmp_path) as host:
+        put = host.engine.store.put_lease
+        tries = 0
+
+        async def put_later(*row: object) -> None:
+            nonlocal tries
+            tries += 1
+            if tries <= 3:
+                raise sqlite3.OperationalError("database or disk is full")
+            assert host.vf().facts.driver == "" or tries > 4, "something was done before it was on disk"
+            await put(*row)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(host.engine.store, "put_lease", put_later)
+        assert (await host.lend(wish=AT_VF0)).state is ACTIVE
+        assert tries >= 5
+
+
+@on_host
+async def test_a_group_with_others_in_it_is_not_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as host:
+        monkeypatch.setattr(host.backend, "list_group", lambda _: (str(VF0), str(VF1)))
+        with pytest.raises(IommuGroupNotViable, match=str(VF1)):
+            await host.lend(wish=AT_VF0)
+        assert (host.backend.group_owners, host.documents(), host.remembered()) == ({}, {}, {})
+
+
+@on_host
+async def test_what_is_not_taken_back_is_not_cleaned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+
+        def fail_to_take_back(_: int) -> None:
+            raise PermissionError("no")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(host.backend, "take_back", fail_to_take_back)
+            with pytest.raises(BackendFailed, match="taken back"):
+                await host.leases.release(lease.number, force=False)
+        assert host.state(lease.number) is FAILED
+        await host.leases.release(lease.number, force=False)
+        assert host.backend.group_owners == {}
+
+
+@pytest.mark.parametrize("driver", ["nosuchdriver", "no such", "", "uio_pci_generic"])
+@on_host
+async def test_a_driver_that_is_none_takes_no_vf(tmp_path: Path, driver: str) -> None:
+    async with world(tmp_path) as host:
+        with pytest.raises((InvalidArgument, BindFailed)):
+            await host.lend(driver=driver)
+        assert (host.seen, host.remembered()) == ({}, {})
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a\nb", "ä"])
+@on_host
+async def test_a_name_that_is_none_takes_no_vf(tmp_path: Path, name: str) -> None:
+    async with world(tmp_path) as host:
+        with pytest.raises(InvalidArgument):
+            await host.lend(name=name)
+        assert host.seen == {}
+
+
+@on_host
+async def test_not_yours_and_not_there_are_the_same_answer(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(ALICE, "vm")
+        assert host.leases.require_own(lease.number, ALICE, "vm") == lease
+        assert host.leases.require_own(lease.number, 0, "vm", trusted=True) == lease
+        others = [(lease.number, BOB, "vm"), (lease.number, ALICE, "other"), (lease.number + 1, ALICE, "vm")]
+        texts = set()
+        for number, uid, name in others:
+            with pytest.raises(NotOwner) as refused:
+                host.leases.require_own(number, uid, name)
+            texts.add(str(refused.value).replace(f"lease {number}", "").replace(f"'{name}'", ""))
+        assert len(texts) == 1
+
+
+@on_host
+async def test_a_user_has_so_many_leases_and_root_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "LEASES_PER_USER", 2)
+    async with world(tmp_path, vfs=7) as host:
+        await host.lend(ALICE)
+        await host.lend(ALICE, "other")
+        with pytest.raises(PoolExhausted, match="User 1000 has 2 leases"):
+            await host.lend(ALICE)
+        await host.lend(BOB)
+        for _ in range(3):
+            await host.lend(0)
+        await host.leases.release(1, force=False)
+        await host.lend(ALICE)
+
+
+@on_host
+async def test_a_generation_that_is_over_is_refused(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        old = host.vf().generation
+        await host.set_num_vfs(0)
+        await host.set_num_vfs(2)
+        with pytest.raises(NoSuchFunction, match=f"is another VF now: generation {old + 1}"):
+            await host.lend(wish=AT_VF0, generation=old)
+        with pytest.raises(InvalidArgument):
+            await host.lend(generation=old)
+        assert (await host.lend(wish=AT_VF0, generation=old + 1)).generation == old + 1
+
+
+@on_host
+async def test_a_vf_in_use_is_passed_over_and_one_that_goes_meanwhile_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, vfs=3) as host:
+        await (await_bind := host.engine.lifecycle.bind(VF0, "vfio-pci", False, "test")).wait(10_000_000)
+        assert await_bind.error is None
+        host.backend.open_device(VF0, QEMU)
+        find = host.backend.find_holders
+
+        async def find_and_lose(addresses: list[PciAddress]) -> object:
+            found = await find(addresses)
+            if addresses == [VF1]:
+                host.inventory.drop(VF1)
+            return found
+
+        monkeypatch.setattr(host.backend, "find_holders", find_and_lose)
+        lease = await host.lend(wish=Wish(pf=IGB))
+        assert lease.index == 2
+        assert not isinstance(lease, SriovdError)
