@@ -66,7 +66,7 @@ class Lifecycle:
         if options.driver:
             self._check_driver(options.driver)
         rules.check_vf_count(function, len(self._inventory.vfs_of(pf)), count)
-        self._rulebook.refuse_count(function, count)
+        self._rulebook.refuse_count(function, count, options.driver)
         return self._start(
             "SetNumVFs", [function], requester, lambda job: self._set_num_vfs(job, pf, count, options)
         )
@@ -122,6 +122,7 @@ class Lifecycle:
 
         async def work(job: Job) -> Result:
             async with self._workplace.working_on(job, vf.adapter):
+                self._inventory.get(address)
                 return await self._configurer.set_all(job, self._inventory.get_pf(pf.address), {index: wish})
 
         return self._start("SetAttributes", [vf], requester, work)
