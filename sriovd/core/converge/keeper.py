@@ -74,6 +74,11 @@ class PolicyKeeper:
         for task in self._checks.values():
             task.cancel()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being looked at or repaired."""
+        return bool(self._checks)
+
     async def reload(self) -> None:
         """Read the policy files again, and bring every PF to what they say now."""
         await self._rulebook.load()
