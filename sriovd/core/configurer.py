@@ -2,7 +2,7 @@
 
 Rule: read, write what differs, read back; what the driver does not show afterwards was not done. A driver
 that is resetting a VF says so or forgets (i40e: "VF still in reset"; sriov-cni retries for 2 s), and without
-carrier, which is lost for a moment when VFs are made, it finds no sense in a rate; so the same is tried again
+carrier, which is lost for a moment when VFs are made, it finds no sense in a rate; the same is tried again
 for a while, and then the old values are put back. The caller has the adapter's lane.
 """
 

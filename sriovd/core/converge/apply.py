@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from sriovd.backend.vf_attributes import VfAttributes
+from sriovd.backend.vf_attributes import Attribute, VfAttributes
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
@@ -117,19 +117,28 @@ class Applier:
     async def _configure(
         self, job: Job, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
     ) -> None:
-        """Set `wishes`; where that is not supported, what the policy itself asks for."""
+        """Set `wishes`; where the driver cannot do what nobody has asked for, without that."""
         try:
             await self._hands.configurer.set_all(job, pf, wishes)
         except NotSupported:
-            asked = {
-                index: asked_attributes(desired, index, {index: wish.mac or ""})
-                for index, wish in wishes.items()
-            }
+            asked = await self._leave_out_gifts(pf, wishes, desired)
             if asked == wishes:
                 raise
             asked = {index: wish for index, wish in asked.items() if any(wish.items())}
             if asked:
                 await self._hands.configurer.set_all(job, pf, asked)
+
+    async def _leave_out_gifts(
+        self, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
+    ) -> Mapping[int, VfAttributes]:
+        lacking = self._hands.capabilities.lacking(pf.facts.driver, [Attribute.MAC])
+        told = {} if lacking else await self._read_attributes(pf)
+        return {
+            index: wish
+            if told.get(index, VfAttributes()).mac is not None
+            else asked_attributes(desired, index, {index: wish.mac or ""})
+            for index, wish in wishes.items()
+        }
 
     async def _bind(self, job: Job, pf: Function, step: PlanStep, force: bool) -> None:
         vfs = self._hands.inventory.vfs_of(pf.address)

@@ -1,4 +1,4 @@
-"""All rules on a simulated host, without a bus: policies in a directory, and every write to the kernel noted.
+"""All rules on a simulated host, without a bus: policies in a directory, and every write noted.
 
 Rule: what a host has become is read from the simulated kernel's own devices, never from what sriovd shows.
 """
@@ -18,7 +18,7 @@ from sriovd.backend.simulated.device import Device
 from sriovd.backend.simulated.kernel import Call
 from sriovd.backend.steps import Access, Verb
 from sriovd.backend.vf_attributes import VfAttributes
-from sriovd.core.converge.standing import Standing
+from sriovd.core.converge.standing import Condition, Standing
 from sriovd.core.engine import Engine, Places
 from sriovd.core.jobs import Job
 from sriovd.core.store import MEMORY
@@ -115,6 +115,14 @@ class Site:
                     await asyncio.sleep(0.002)
         except TimeoutError:
             raise AssertionError(f"{what}: {self.standing()}, {self.writes}") from None
+
+    async def until_look(self) -> None:
+        """Until attributes have been read."""
+        await self.until(lambda: self.reads, "a look")
+
+    async def until_in_sync(self, pf: PciAddress = A) -> None:
+        """Until `pf` is as its policy says."""
+        await self.until(lambda: self.standing(pf).condition is Condition.IN_SYNC, f"{pf} in sync")
 
     async def until_idle(self) -> None:
         """Until nothing is looked at any more and all events are taken in."""

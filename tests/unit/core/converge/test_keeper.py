@@ -28,7 +28,7 @@ def in_sync(site: Site) -> bool:
 
 async def converged(site: Site) -> None:
     """A is as its policy says, and everything that its bring-up has caused is over."""
-    await site.until(lambda: in_sync(site), "in sync")
+    await site.until_in_sync()
     await site.until_idle()
     site.clear()
 
@@ -101,7 +101,7 @@ def test_a_driverless_moment_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> Non
             await converged(site)
             vf = site.vfs()[0]
             site.other(f"{vf}/driver/unbind", str(vf))
-            await site.until(lambda: site.reads, "a look")
+            await site.until_look()
             site.other("drivers/vfio-pci/bind", str(vf))
             await site.until_idle()
             assert in_sync(site)
@@ -120,9 +120,9 @@ def test_looks_that_disagree_are_not_believed(monkeypatch: pytest.MonkeyPatch) -
         ) as site:
             await converged(site)
             for vf in site.vfs():
-                looks = site.reads
+                site.reads = 0
                 site.other(f"{vf}/driver/unbind", str(vf))
-                await site.until(lambda seen=looks: site.reads > seen, "a look")
+                await site.until_look()
                 site.other("drivers/vfio-pci/bind", str(vf))
             await site.until_idle()
             assert in_sync(site)
@@ -215,7 +215,7 @@ def test_a_policy_that_goes_during_a_look_leaves_nothing_behind(monkeypatch: pyt
         async with made_site(watching=True, policy=POLICY_OF_A) as site:
             await converged(site)
             site.other_binds(site.vfs()[0], "pci-stub")
-            await site.until(lambda: site.reads, "a look")
+            await site.until_look()
             (site.policies / "10-test.toml").unlink()
             await site.engine.policy.reload()
             await site.until_idle()
@@ -230,11 +230,11 @@ def test_a_pf_that_is_plugged_in_gets_what_its_policy_says() -> None:
         async with made_site(watching=True, policy=POLICY_OF_C) as site:
             site.backend.plug("igb", C)
             await site.until(lambda: C in site.backend.host.devices and site.drivers(C) == ["vfio-pci"])
-            await site.until(lambda: site.standing(C).condition is Condition.IN_SYNC)
+            await site.until_in_sync(C)
             site.backend.unplug(C)
             await site.until(lambda: site.standing(C).condition is Condition.NONE, "forgotten")
             site.backend.plug("igb", C)
-            await site.until(lambda: site.standing(C).condition is Condition.IN_SYNC, "again")
+            await site.until_in_sync(C)
             assert site.drivers(C) == ["vfio-pci"]
 
     run_async(test())
@@ -287,20 +287,17 @@ def test_a_bring_up_costs_at_most_two_looks_more() -> None:
         policy = POLICY_OF_A.replace("num-vfs = 2", "num-vfs = 7") + "[vf.defaults]\nvlan = 5\n"
         async with made_site(watching=True, time_scale=0.02) as site:
             site.write_policy(policy)
-            looks = []
-            applier = site.engine.policy._applier
-            plan = applier.plan
-            applier.plan = lambda *args, **kwargs: looks.append(1) or plan(*args, **kwargs)  # type: ignore
             await site.engine.policy.reload()
-            await converged(site)
+            await site.until_in_sync()
+            await site.until_idle()
             assert site.drivers() == ["vfio-pci"] * 7
-            assert len(looks) <= 2 + 2  # that which finds it, that of the job, and two of its echoes
+            assert site.reads <= 2 + 2  # before and after the requests, and two looks at their echoes
 
     run_async(test())
 
 
 def test_a_refusal_of_one_pf_stops_no_other_of_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PROFILES, "igb", replace(PROFILES["igb"], physical_functions=2))  # type: ignore[misc]
+    monkeypatch.setitem(PROFILES, "igb", replace(PROFILES["igb"], physical_functions=2))
     policy = POLICY_OF_A.replace("num-vfs = 2", "num-vfs = 1")
 
     async def test() -> None:

@@ -68,7 +68,8 @@ CASES = (
     ),
     Case("made, of no driver said", make_state(), desire({"num_vfs": 3}), (("create-vfs", "make 3 VFs"),)),
     Case(
-        "attributes before the driver", make_state(nic=True), desire({"num_vfs": 2}, driver="vfio-pci", vlan=5),
+        "attributes before the driver", make_state(nic=True),
+        desire({"num_vfs": 2}, driver="vfio-pci", vlan=5),
         (
             ("create-vfs", "make 2 VFs"),
             (SET, "VF 0: mac 02:00:00:00:00:00, vlan 5"), (SET, "VF 1: mac 02:00:00:00:00:01, vlan 5"),
@@ -79,7 +80,10 @@ CASES = (
         "another number", make_state(("",)), desire({"num_vfs": 2}, driver="none"),
         (("destroy-vfs", "destroy the 1 VFs"), ("create-vfs", "make 2 VFs on none")),
     ),
-    Case("none any more", make_state(("", "")), desire({"num_vfs": 0}), (("destroy-vfs", "destroy the 2 VFs"),)),
+    Case(
+        "none any more", make_state(("", "")), desire({"num_vfs": 0}),
+        (("destroy-vfs", "destroy the 2 VFs"),),
+    ),
     Case(
         "too many for the driver", make_state(), desire({"num_vfs": 8}), (("create-vfs", "make 8 VFs"),),
         NumVfsRejected, "allows 7",
@@ -89,7 +93,8 @@ CASES = (
         (("destroy-vfs", "destroy the 1 VFs"),), NumVfsRejected, "allows 7", force=True,
     ),
     Case(
-        "none are destroyed for what cannot be set", make_state(("",), nic=True, unsupported={Attribute.TRUST}),
+        "none are destroyed for what cannot be set",
+        make_state(("",), nic=True, unsupported={Attribute.TRUST}),
         desire({"num_vfs": 2}, trust=True), (("destroy-vfs", "destroy the 1 VFs"),), NotSupported, "trust",
     ),
     Case(
@@ -149,18 +154,23 @@ CASES = (
         "nothing is told of a VF", make_state(("",), nic=True, attributes={}), desire(vlan=5),
         ((SET, "VF 0: vlan 5"),), NotSupported, "does not tell vlan",
     ),
-    Case("what nobody asked for needs no telling", make_state(("",), nic=True, attributes={}), desire({"num_vfs": 1})),
+    Case(
+        "what nobody asked for needs no telling",
+        make_state(("",), nic=True, attributes={}), desire({"num_vfs": 1}),
+    ),
     Case(
         "what nobody asked for needs no support", make_state(nic=True, unsupported={Attribute.MAC}),
         desire({"num_vfs": 1}, driver="vfio-pci"), (("create-vfs", "make 1 VFs on vfio-pci"),),
     ),
     Case(
         "what was asked for needs it", make_state(nic=True, unsupported={Attribute.MAC}),
-        desire({"num_vfs": 1}, mac="stable"), (("create-vfs", "make 1 VFs"), (SET, "VF 0: mac 02:00:00:00:00:00")),
+        desire({"num_vfs": 1}, mac="stable"),
+        (("create-vfs", "make 1 VFs"), (SET, "VF 0: mac 02:00:00:00:00:00")),
         NotSupported, "mac",
     ),
     Case(
-        "a NIC's VF has its own address", make_state(("",), nic=True, attributes={0: NEW}), desire({"num_vfs": 1}),
+        "a NIC's VF has its own address",
+        make_state(("",), nic=True, attributes={0: NEW}), desire({"num_vfs": 1}),
         ((SET, "VF 0: mac 00:00:00:00:00:00 to 02:00:00:00:00:00"),),
     ),
 )  # fmt: skip
