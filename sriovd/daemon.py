@@ -100,7 +100,7 @@ class Daemon:
         contract = _contract_for(simulated=simulator is not None)
         tree = Tree(contract, connection.send_signal)
         engine = self._engine
-        objects = Objects(tree, engine.inventory, engine.jobs, engine.policy.standing_of)
+        objects = Objects(tree, engine.inventory, engine.jobs, engine.standings.of)
         authority = Authority(connection, private=self._settings.private)
         handlers = self._make_handlers(objects, authority)
         manager = {
@@ -121,7 +121,9 @@ class Daemon:
         engine = self._engine
         return {
             **Verbs(engine.inventory, engine.lifecycle, objects, authority).handlers(),
-            **PolicyVerbs(engine.lifecycle, engine.policy, engine.rulebook, objects, authority).handlers(),
+            **PolicyVerbs(
+                engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, objects, authority
+            ).handlers(),
             **LeaseVerbs(
                 engine.inventory, engine.leases, engine.work, engine.jobs, objects, authority,
                 self._descriptors,
@@ -131,7 +133,7 @@ class Daemon:
     def _show_changes(self, tree: Tree, objects: Objects) -> None:
         """What clients see of policies and leases."""
         engine = self._engine
-        engine.policy.on_standing = objects.show_standing
+        engine.standings.on_change = objects.show_standing
         engine.policy.on_loaded = lambda: tree.update(
             ROOT, MANAGER, {"PolicyProblems": list(engine.rulebook.problems)}
         )
@@ -142,6 +144,7 @@ class Daemon:
         def end(lease: Lease) -> None:
             self._descriptors.close(lease.number)
             objects.drop_lease(lease)
+            engine.policy.note_pf(lease.pf)  # what it was in the way of may be done now
 
         engine.leases.listen(show, end)
 

@@ -12,7 +12,7 @@ from typing import Any
 from sriovd.bus.errors import reply_for
 from sriovd.bus.paths import encode_path_element
 from sriovd.bus.tree import NoSuchObject, Tree
-from sriovd.core.converge.keeper import Standing
+from sriovd.core.converge.standing import Standing
 from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.lease.cdi import qualified_name

@@ -25,7 +25,8 @@ from sriovd.bus.replies import (
 )
 from sriovd.bus.signature import Variant
 from sriovd.core.attributes import make_wish
-from sriovd.core.converge.keeper import PolicyKeeper, digest_all
+from sriovd.core.converge.campaign import Campaign, digest_all
+from sriovd.core.converge.keeper import PolicyKeeper
 from sriovd.core.converge.rulebook import Rulebook
 from sriovd.core.lifecycle import Lifecycle
 from sriovd.pci import PciAddress
@@ -47,12 +48,14 @@ class PolicyVerbs:
     def __init__(
         self,
         lifecycle: Lifecycle,
+        campaign: Campaign,
         policy: PolicyKeeper,
         rulebook: Rulebook,
         objects: Objects,
         authority: Authority,
     ) -> None:
         self._lifecycle = lifecycle
+        self._campaign = campaign
         self._policy = policy
         self._rulebook = rulebook
         self._objects = objects
@@ -73,7 +76,7 @@ class PolicyVerbs:
     async def plan(self, caller: Caller, _path: str, options: Options) -> PlanReply:
         given = parse_options(options, _PLAN_OPTIONS)
         await self._authority.check(caller, INSPECT)
-        plans = await self._policy.plan(_addresses(given), is_forced(given))
+        plans = await self._campaign.plan(_addresses(given), is_forced(given))
         steps = [
             (
                 function_path(step.pf),
@@ -90,7 +93,7 @@ class PolicyVerbs:
     async def apply(self, caller: Caller, _path: str, plan: str, options: Options) -> JobReply:
         given = parse_options(options, {**_PLAN_OPTIONS, **WAIT_FORCE})
         await self._authority.check(caller, MANAGE_POLICY)
-        job = self._policy.apply(_addresses(given), is_forced(given), plan, name_caller(caller))
+        job = self._campaign.apply(_addresses(given), is_forced(given), plan, name_caller(caller))
         return await answer_with_job(job, given)
 
     async def reload(self, caller: Caller, _path: str, options: Options) -> tuple[list[str]]:

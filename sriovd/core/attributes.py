@@ -29,6 +29,10 @@ from sriovd.pci import PciAddress
 _UNTOLD: Mapping[str, str | int] = {
     "vlan": 0, "qos": 0, "vlan_protocol": VLAN_PROTOCOLS[0], "min_tx_rate": 0, "max_tx_rate": 0,
 }  # fmt: skip
+# What a new VF may be by itself, so that nobody can say beforehand whether a request is needed.
+_PERHAPS_SO: Mapping[str, tuple[str | bool, ...]] = {
+    "spoof_check": (True, False), "trust": (False,), "link_state": ("auto",), "rss_query": (False,),
+}  # fmt: skip
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _GUID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){7}")
 _RANGES: Mapping[str, int] = {"vlan": 4094, "qos": 7, "min_tx_rate": 2**32 - 1, "max_tx_rate": 2**32 - 1}
@@ -65,6 +69,12 @@ def make_wish(given: Mapping[str, Any]) -> VfAttributes:
         if right:
             raise InvalidArgument(f"{key} cannot be {str(value)[:64]!r}.", f"Give {right}.")
         values[name] = value.lower() if name in ("mac", "node_guid", "port_guid") else value
+    least, most = values.get("min_tx_rate", 0), values.get("max_tx_rate", 0)
+    if 0 < most < least:
+        raise InvalidArgument(
+            f"min-tx-rate {least} is more than max-tx-rate {most}.",
+            "Lower it, or give max-tx-rate 0: no limit.",
+        )
     return VfAttributes(**values)
 
 
@@ -81,6 +91,12 @@ def list_differences(wish: VfAttributes, have: VfAttributes) -> tuple[Attribute,
         for attribute, names in FIELDS_OF.items()
         if any((wanted := getattr(wish, name)) is not None and wanted != _told(have, name) for name in names)
     )
+
+
+def list_certain(wish: VfAttributes) -> tuple[Attribute, ...]:
+    """The attributes that must be set on a new VF, whatever its driver begins with."""
+    unknown = {name for name, values in _PERHAPS_SO.items() if getattr(wish, name) in values}
+    return list_differences(replace(wish, **dict.fromkeys(unknown)), VfAttributes())
 
 
 def list_untold(wish: VfAttributes, have: VfAttributes) -> tuple[Attribute, ...]:
@@ -116,7 +132,7 @@ def set_chains(
 def restrict(before: VfAttributes, wish: VfAttributes) -> VfAttributes:
     """The part of `before` that setting `wish` may have changed: a wish that takes it back."""
     touched = {name for names in FIELDS_OF.values() if _any_wished(wish, names) for name in names}
-    return VfAttributes(**{name: getattr(before, name) for name in touched})
+    return VfAttributes(**{name: _told(before, name) for name in touched})  # type: ignore[arg-type]
 
 
 def clash(says: VfAttributes, wish: VfAttributes) -> VfAttributes:

@@ -1,8 +1,9 @@
 """Sets VF attributes: all that are wished, or none.
 
 Rule: read, write what differs, read back; what the driver does not show afterwards was not done. A driver
-that is resetting a VF says so or forgets (i40e: "VF still in reset"; sriov-cni retries for 2 s), so the same
-is tried again for a while, and then the old values are put back. The caller has the adapter's lane.
+that is resetting a VF says so or forgets (i40e: "VF still in reset"; sriov-cni retries for 2 s), and without
+carrier, which is lost for a moment when VFs are made, it finds no sense in a rate; the same is tried again
+for a while, and then the old values are put back. The caller has the adapter's lane.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ class Configurer:
     def _refuse_impossible(self, pf: Function, wishes: Wishes, before: Wishes) -> None:
         """Raises for what can be known beforehand."""
         for index, wish in sorted(wishes.items()):
+            if not before:
+                raise NotSupported(
+                    f"The PF driver {pf.facts.driver} of {pf.address} does not tell of its VFs, so nothing"
+                    " that is set could be verified.",
+                    "Leave attributes out of the request or policy.",
+                )
             if index not in before:
                 raise NoSuchFunction(f"{pf.address} has no VF {index}.", f"It has {len(before)} VFs.")
             needed = attributes.list_differences(wish, before[index])
@@ -114,7 +121,7 @@ class Configurer:
         if failure is None:
             return _Round(done=False)
         await self._learn(pf, failure)
-        return _Round(False, explain(failure), again=failure.errno in _TRY_AGAIN)
+        return _Round(False, explain(failure), again=_may_pass(failure))
 
     async def _learn(self, pf: Function, failure: StepResult) -> None:
         if failure.errno == errno.EOPNOTSUPP:
@@ -143,10 +150,15 @@ class Configurer:
 def refuse_without_interface(pf: Function) -> None:
     """Raises NotSupported: VF attributes are the network interface's of the PF."""
     if not pf.facts.net_interfaces:
-        raise NotSupported(
-            f"PF {pf.address} has no network interface, and only through one VF attributes can be set.",
-            "Bind its network driver, or leave attributes out.",
-        )
+        raise without_interface(pf)
+
+
+def without_interface(pf: Function) -> NotSupported:
+    """That refusal."""
+    return NotSupported(
+        f"PF {pf.address} has no network interface, and only through one VF attributes can be set.",
+        "Bind its network driver, or leave attributes out.",
+    )
 
 
 def untold_by(pf: Function, untold: Sequence[Attribute]) -> NotSupported:
@@ -156,6 +168,14 @@ def untold_by(pf: Function, untold: Sequence[Attribute]) -> NotSupported:
         " it cannot be verified.",
         "Leave it out of the request or policy.",
     )
+
+
+def _may_pass(failure: StepResult) -> bool:
+    """Whether the same may succeed soon. A rate may be no more than the link's speed, which is 0 until the
+    carrier is back (drivers/net/ethernet/intel/igb/igb_main.c igb_ndo_set_vf_bw)."""
+    if failure.errno == errno.EINVAL and failure.step.verb is Verb.SET_VF_ATTRIBUTE:
+        return parse_request(failure.step.argument)[1] is Attribute.RATE
+    return failure.errno in _TRY_AGAIN
 
 
 def _failures(results: Sequence[ChainResult]) -> list[StepResult]:

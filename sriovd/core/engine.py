@@ -15,8 +15,10 @@ from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
 from sriovd.core.converge.apply import Applier, Hands
+from sriovd.core.converge.campaign import Campaign
 from sriovd.core.converge.keeper import PolicyKeeper
 from sriovd.core.converge.rulebook import Rulebook
+from sriovd.core.converge.standing import Standings
 from sriovd.core.creator import Creator
 from sriovd.core.errors import SriovdError
 from sriovd.core.execute import Executor
@@ -72,9 +74,16 @@ class Engine:
             self.inventory, self.picture, self.executor, self.usage, self.capabilities, self.identities,
             self.configurer, self.creator, self.binder,
         )  # fmt: skip
-        self.rulebook = Rulebook(self.store, self.identities, places.policies, saved.policies)
+        self.rulebook = Rulebook(
+            self.inventory, self.store, self.identities, places.policies, saved.policies
+        )
+        self.standings = Standings(self.inventory, self.rulebook)
+        applier = Applier(hands)
+        self.campaign = Campaign(
+            self.inventory, self.executor, self.jobs, applier, self.workplace, self.rulebook, self.standings
+        )
         self.policy = PolicyKeeper(
-            self.inventory, self.executor, self.jobs, Applier(hands), self.workplace, self.rulebook
+            self.inventory, self.executor, applier, self.rulebook, self.standings, self.campaign
         )
         self.work = LeaseWork(Site(backend, self.jobs, self.workplace, hands, self.rulebook, places.cdi))
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
@@ -97,7 +106,7 @@ class Engine:
 
     async def start_policy(self) -> None:
         """Bring the PFs to their policies, and keep them there. Before this call nothing does."""
-        self.picture.on_link = self.policy.note_link
+        self.picture.on_link = self.policy.note_pf
         self.policy.start()
         await self.policy.reload()
 

@@ -7,7 +7,7 @@ VFs, so nothing here walks all functions except on a full rescan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sriovd.backend.base import FunctionFacts, PhysicalFacts, VirtualFacts
@@ -102,6 +102,11 @@ class Inventory:
     @property
     def adapters(self) -> Mapping[str, Adapter]:
         return self._adapters
+
+    def physical_functions(self) -> Sequence[Function]:
+        """The PFs, by address."""
+        places = [pf for _, adapter in sorted(self._adapters.items()) for pf in adapter.physical_functions]
+        return [self._functions[pf] for pf in places if pf in self._functions]
 
     def vfs_of(self, pf: PciAddress) -> Mapping[int, PciAddress]:
         """The VFs of `pf` by index, in no particular order."""

@@ -66,7 +66,7 @@ class Lifecycle:
         if options.driver:
             self._check_driver(options.driver)
         rules.check_vf_count(function, len(self._inventory.vfs_of(pf)), count)
-        self._rulebook.refuse_count(function, count)
+        self._rulebook.refuse_count(function, count, options.driver)
         return self._start(
             "SetNumVFs", [function], requester, lambda job: self._set_num_vfs(job, pf, count, options)
         )

@@ -156,5 +156,7 @@ class Picture:
                 await self.rescan()
             except HostReadError as error:
                 _log.error("Cannot look at the host, its last known state stays: %s", error)
+            for pf in self._inventory.physical_functions():
+                self.on_link(pf.address)
         dirty, self._dirty = self._dirty, set()
         await self.refresh(sorted(dirty))

@@ -1,32 +1,32 @@
 """Looks at a PF, plans, and carries exactly that plan out.
 
 Rule: the caller has the adapter's lane from the look to the last step, so nothing of sriovd's changes in
-between; a plan that was shown before is applied only if the same comes out again. The first step that cannot
-be done ends it, with its typed error.
+between; a plan that was shown before is applied only if the same comes out again. What comes before a step
+that cannot be done is done; that step ends it, with its typed error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from sriovd.backend.vf_attributes import VfAttributes
+from sriovd.backend.vf_attributes import Attribute, VfAttributes
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
 from sriovd.core.converge.plan import (
-    NETWORK_CLASS,
     Action,
     Desired,
     PfState,
     PlanStep,
+    asked_attributes,
     digest,
     plan_pf,
     wants_stable_macs,
 )
 from sriovd.core.creator import Creator
-from sriovd.core.errors import PolicyConflict
+from sriovd.core.errors import NotSupported, PolicyConflict
 from sriovd.core.execute import Executor
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Function, Inventory
@@ -60,6 +60,11 @@ class Applier:
     def __init__(self, hands: Hands) -> None:
         self._hands = hands
 
+    async def look_and_plan(self, pf: PciAddress, desired: Desired, force: bool) -> tuple[PlanStep, ...]:
+        """As plan, after a look at `pf` and its VFs: events of what has changed may be on their way."""
+        await self._hands.picture.refresh(self._hands.picture.family(pf))
+        return await self.plan(pf, desired, force)
+
     async def plan(self, pf: PciAddress, desired: Desired, force: bool) -> tuple[PlanStep, ...]:
         """The steps for `pf` now. Raises NoSuchFunction, Stuck, BackendFailed."""
         state = await self._survey(pf, desired)
@@ -75,23 +80,24 @@ class Applier:
     ) -> Result:
         """Plan and carry out. `expected`: the digest of the plan that was shown. Raises PolicyConflict when
         another comes out, and whatever refuses a step."""
-        await self._hands.picture.refresh(self._hands.picture.family(pf))
-        steps = await self.plan(pf, desired, force)
+        steps = await self.look_and_plan(pf, desired, force)
         if expected is not None and digest(steps) != expected:
             raise PolicyConflict(
-                f"The plan for {pf} has changed since it was shown: {describe_steps(steps)}",
+                f"The plan for {pf} has changed since it was shown: {describe_steps(steps)}.",
                 "Ask for it again with Plan.",
             )
         if not steps:
             return Unchanged(f"{pf} is as {desired.source} says")
-        for action, group in groupby(steps, key=lambda step: step.action):
-            await self._carry_out(job, action, list(group), force)
+        doable = [step for step in steps if step.refusal is None]
+        for action, group in groupby(doable, key=lambda step: step.action):
+            await self._carry_out(job, action, list(group), desired, force)
+        if steps[-1].refusal is not None:
+            raise steps[-1].refusal
         return Changed(f"{pf} is as {desired.source} says now, after {len(steps)} steps")
 
-    async def _carry_out(self, job: Job, action: Action, steps: Sequence[PlanStep], force: bool) -> None:
-        for step in steps:
-            if step.refusal is not None:
-                raise step.refusal
+    async def _carry_out(
+        self, job: Job, action: Action, steps: Sequence[PlanStep], desired: Desired, force: bool
+    ) -> None:
         first, pf = steps[0], self._hands.inventory.get_pf(steps[0].pf)
         match action:
             case Action.DESTROY:
@@ -101,10 +107,38 @@ class Applier:
                 await self._hands.creator.create(job, pf, first.count, first.driver, allow_short=False)
             case Action.CONFIGURE:
                 wishes = {index: wish for step in steps for index, wish in step.wishes.items()}
-                await self._hands.configurer.set_all(job, pf, wishes)
+                await self._configure(job, pf, wishes, desired)
             case Action.BIND:
                 for step in steps:
                     await self._bind(job, pf, step, force)
+            case Action.LEAVE:
+                return
+
+    async def _configure(
+        self, job: Job, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
+    ) -> None:
+        """Set `wishes`; where the driver cannot do what nobody has asked for, without that."""
+        try:
+            await self._hands.configurer.set_all(job, pf, wishes)
+        except NotSupported:
+            asked = await self._leave_out_gifts(pf, wishes, desired)
+            if asked == wishes:
+                raise
+            asked = {index: wish for index, wish in asked.items() if any(wish.items())}
+            if asked:
+                await self._hands.configurer.set_all(job, pf, asked)
+
+    async def _leave_out_gifts(
+        self, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
+    ) -> Mapping[int, VfAttributes]:
+        lacking = self._hands.capabilities.lacking(pf.facts.driver, [Attribute.MAC])
+        told = {} if lacking else await self._read_attributes(pf)
+        return {
+            index: wish
+            if told.get(index, VfAttributes()).mac is not None
+            else asked_attributes(desired, index, {index: wish.mac or ""})
+            for index, wish in wishes.items()
+        }
 
     async def _bind(self, job: Job, pf: Function, step: PlanStep, force: bool) -> None:
         vfs = self._hands.inventory.vfs_of(pf.address)
@@ -116,22 +150,27 @@ class Applier:
         pf = hands.inventory.get_pf(address)
         vfs = {index: hands.inventory.get(vf) for index, vf in sorted(places.items())}
         count = desired.wish.num_vfs if desired.wish.num_vfs is not None else len(vfs)
-        stable = wants_stable_macs(pf, desired) or any(
-            desired.wish.vf(index).stable_mac for index in range(count)
-        )
+        wishes = [desired.wish.vf(index) for index in range(count)]
+        stable = wants_stable_macs(pf, desired) or any(wish.stable_mac for wish in wishes)
+        attributes = None
+        if pf.facts.net_interfaces:
+            matter = stable or any(any(wish.attributes.items()) for wish in wishes)
+            attributes = await self._read_attributes(pf) if matter and vfs else {}
         return PfState(
             pf=pf,
             vfs=vfs,
-            attributes=await self._read_attributes(pf),
+            attributes=attributes,
             macs=await hands.identities.macs_of(address, count) if stable else {},
             unsupported=frozenset(hands.capabilities.lacking_of(pf.facts.driver)),
             kept=frozenset(index for index, vf in vfs.items() if hands.usage.lease_of(vf.address)),
         )
 
-    async def _read_attributes(self, pf: Function) -> dict[int, VfAttributes] | None:
-        if pf.facts.class_code >> 16 != NETWORK_CLASS or not pf.facts.net_interfaces:
-            return None
-        return dict((await self._hands.configurer.read(pf)).vfs)
+    async def _read_attributes(self, pf: Function) -> Mapping[int, VfAttributes]:
+        """Nothing where the driver, or the kernel of so many VFs, cannot tell."""
+        try:
+            return (await self._hands.configurer.read(pf)).vfs
+        except NotSupported:
+            return {}
 
 
 def describe_steps(steps: Sequence[PlanStep]) -> str:

@@ -3,7 +3,8 @@
 Rule: nothing is planned for what is right, and nothing for what the policy is silent about. Attributes come
 before drivers, because a VF driver reads them when it starts; a step that cannot be done says why, and
 nothing that comes after it is planned: a VF whose isolation could not be set is not handed out. VFs in use
-are neither destroyed nor rebound unless the plan says `force`.
+are neither destroyed nor rebound unless the plan says `force`, and none are destroyed for others that cannot
+be made. What sriovd adds of itself (stable MAC addresses) is left out where it cannot be done.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from enum import StrEnum
 from sriovd.backend.vf_attributes import Attribute, VfAttributes
 from sriovd.core import attributes, rules
 from sriovd.core.capabilities import cannot_set
-from sriovd.core.configurer import untold_by
-from sriovd.core.errors import InUse, NotSupported, SriovdError
+from sriovd.core.configurer import untold_by, without_interface
+from sriovd.core.errors import InUse, SriovdError
 from sriovd.core.inventory import Function
 from sriovd.core.policy.model import PfWish
 from sriovd.core.scripts import NONE, is_satisfied
@@ -33,6 +34,7 @@ class Action(StrEnum):
     CREATE = "create-vfs"
     CONFIGURE = "set-attributes"
     BIND = "bind"
+    LEAVE = "leave-alone"  # there is no telling what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,10 @@ class PlanStep:
 class PfState:
     """What a plan is made from.
 
-    `vfs`: by index. `attributes`: of the VFs by index, None when the PF has no network interface. `macs`:
-    the stable address of each index. `unsupported`: what the PF driver cannot set. `users`: why a VF is in
-    use, in words. `kept`: VFs whose driver somebody else decides, because they are leased.
+    `vfs`: by index. `attributes`: of the VFs by index, as far as the driver tells them; None when the PF has
+    no network interface. `macs`: the stable address of each index. `unsupported`: what the PF driver cannot
+    set. `users`: why a VF is in use, in words. `kept`: VFs whose driver somebody else decides, because they
+    are leased.
     """
 
     pf: Function
@@ -94,22 +97,35 @@ def plan_pf(state: PfState, desired: Desired, force: bool = False) -> tuple[Plan
     return tuple(steps)
 
 
-def digest(steps: Sequence[PlanStep]) -> str:
-    """A name for exactly these steps."""
-    text = "\n".join(f"{step} {step.driver} {step.indexes} {sorted(step.wishes.items())}" for step in steps)
+def digest(steps: Iterable[PlanStep]) -> str:
+    """A name for exactly these steps. Words of a refusal, which may tell how long something hangs, do not
+    count."""
+    text = "\n".join(
+        f"{step.pf} {step.action} {step.description} {step.reason} {type(step.refusal).__name__}"
+        f" {step.driver} {step.indexes} {sorted(step.wishes.items())}"
+        for step in steps
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def wants_stable_macs(pf: Function, desired: Desired) -> bool:
-    """Whether VFs of `pf` get addresses of their own for ever: NICs do."""
-    return desired.wish.num_vfs is not None and pf.facts.class_code >> 16 == NETWORK_CLASS
+    """Whether VFs of `pf` get addresses of their own for ever without being asked: those of NICs do, where
+    addresses can be set at all."""
+    is_nic = pf.facts.class_code >> 16 == NETWORK_CLASS and bool(pf.facts.net_interfaces)
+    return is_nic and desired.wish.num_vfs is not None
+
+
+def asked_attributes(desired: Desired, index: int, macs: Mapping[int, str]) -> VfAttributes:
+    """What the policy says that VF `index` shall be. `macs`: the stable addresses, by index."""
+    wish = desired.wish.vf(index)
+    return replace(wish.attributes, mac=macs[index]) if wish.stable_mac else wish.attributes
 
 
 def wished_attributes(pf: Function, desired: Desired, index: int, macs: Mapping[int, str]) -> VfAttributes:
-    """What the policy wishes VF `index` to be, its stable address included."""
-    wish = desired.wish.vf(index)
-    stable = wish.stable_mac or (wish.attributes.mac is None and wants_stable_macs(pf, desired))
-    return replace(wish.attributes, mac=macs[index]) if stable and index in macs else wish.attributes
+    """As asked_attributes, with a stable address also for a VF of which the policy says none."""
+    asked = asked_attributes(desired, index, macs)
+    gift = asked.mac is None and wants_stable_macs(pf, desired)
+    return replace(asked, mac=macs[index]) if gift else asked
 
 
 def _propose(state: PfState, desired: Desired, force: bool) -> Iterator[PlanStep]:
@@ -119,17 +135,19 @@ def _propose(state: PfState, desired: Desired, force: bool) -> Iterator[PlanStep
         yield from _bind(state, desired, force)
         return
     why = f"{desired.source} wants {wanted}, there are {have}"
+    none = replace(state, vfs={}, users={}, kept=frozenset())
+    after = list(_create(none, desired, wanted, why)) if wanted else []
     if have:
-        refusal = None if force else _refuse_users(state.users, "destroying them")
+        hopeless = next((step.refusal for step in after if step.refusal), None)
+        refusal = hopeless or (None if force else _refuse_users(state.users, "destroying them"))
         text = f"destroy the {have} VFs"
         yield PlanStep(state.pf.address, Action.DESTROY, text, why, refusal, count=have)
-    if wanted:
-        yield from _create(replace(state, vfs={}, users={}, kept=frozenset()), desired, wanted, why)
+    yield from after
 
 
 def _create(state: PfState, desired: Desired, wanted: int, why: str) -> Iterator[PlanStep]:
     """New VFs: bound by the step that makes them where nothing has to come in between."""
-    wishes = _wishes(state, desired, range(wanted))
+    wishes = _wishes(state, desired, range(wanted), new=True)
     drivers = {desired.wish.vf(index).driver for index in range(wanted)}
     at_once = drivers.pop() if len(drivers) == 1 and not wishes else None
     text = f"make {wanted} VFs" + (f" on {at_once}" if at_once else "")
@@ -137,54 +155,62 @@ def _create(state: PfState, desired: Desired, wanted: int, why: str) -> Iterator
     yield PlanStep(
         state.pf.address, Action.CREATE, text, why, refusal, count=wanted, driver=at_once or ""
     )  # fmt: skip
-    if wishes:
-        blank = {index: VfAttributes() for index in range(wanted)}
-        fresh = replace(state, attributes=None if state.attributes is None else blank)
-        yield from _configure(fresh, desired, range(wanted), new=True)
+    yield from _configure(state, desired, range(wanted), new=True)
     if not at_once:
         yield from _bind_groups(state, desired, range(wanted), "new VFs", None)
 
 
-def _wishes(state: PfState, desired: Desired, indexes: Iterable[int]) -> dict[int, VfAttributes]:
-    named = {index: wished_attributes(state.pf, desired, index, state.macs) for index in indexes}
-    return {index: wish for index, wish in named.items() if any(wish.items())}
+def _wishes(state: PfState, desired: Desired, indexes: Iterable[int], new: bool) -> dict[int, VfAttributes]:
+    """Who shall be how; VFs of which nothing is wished are left out."""
+    found = {}
+    for index in indexes:
+        if _takes_gifts(state, index, new):
+            wish = wished_attributes(state.pf, desired, index, state.macs)
+        else:
+            wish = asked_attributes(desired, index, state.macs)
+        if any(wish.items()):
+            found[index] = wish
+    return found
+
+
+def _takes_gifts(state: PfState, index: int, new: bool) -> bool:
+    """Whether VF `index` can have an address that nobody has asked for. Of new VFs it is supposed."""
+    if state.attributes is None or Attribute.MAC in state.unsupported:
+        return False
+    return new or state.attributes.get(index, VfAttributes()).mac is not None
 
 
 def _configure(
     state: PfState, desired: Desired, indexes: Iterable[int], *, new: bool = False
 ) -> Iterator[PlanStep]:
-    wishes = _wishes(state, desired, indexes)
-    if not wishes:
-        return
-    if state.attributes is None:
+    wishes = _wishes(state, desired, indexes, new)
+    if wishes and state.attributes is None:
         yield _without_interface(state.pf, desired, wishes)
         return
-    have = state.attributes
-    open_ones = {
-        index: wish
-        for index, wish in wishes.items()
-        if index in have and (new or attributes.list_differences(wish, have[index]))
-    }
-    for index, wish in open_ones.items():
-        text = f"VF {index}: {attributes.describe(wish, None if new else have[index])}"
-        refusal = _refuse_attributes(state, wish, have[index], new)
-        why = f"{desired.source} says so"
-        yield PlanStep(state.pf.address, Action.CONFIGURE, text, why, refusal, wishes={index: wish})
+    told = state.attributes or {}
+    for index, wish in wishes.items():
+        have = VfAttributes() if new else told.get(index)
+        if have is None or new or attributes.list_differences(wish, have):
+            text = f"VF {index}: {attributes.describe(wish, None if new else have)}"
+            refusal = _refuse_attributes(state, wish, have, new)
+            yield PlanStep(
+                state.pf.address, Action.CONFIGURE, text, f"{desired.source} says so", refusal,
+                wishes={index: wish},
+            )  # fmt: skip
 
 
 def _without_interface(pf: Function, desired: Desired, wishes: Mapping[int, VfAttributes]) -> PlanStep:
-    refusal = NotSupported(
-        f"PF {pf.address} has no network interface, and only through one VF attributes can be set.",
-        "Leave the attributes out of the desired, or bind the PF's network driver.",
-    )
     text = f"set attributes of {len(wishes)} VFs"
-    return PlanStep(pf.address, Action.CONFIGURE, text, f"{desired.source} says so", refusal, wishes=wishes)
+    why = f"{desired.source} says so"
+    return PlanStep(pf.address, Action.CONFIGURE, text, why, without_interface(pf), wishes=wishes)
 
 
 def _refuse_attributes(
-    state: PfState, wish: VfAttributes, have: VfAttributes, new: bool
+    state: PfState, wish: VfAttributes, have: VfAttributes | None, new: bool
 ) -> SriovdError | None:
-    needed = attributes.list_differences(wish, have)
+    if have is None:
+        return untold_by(state.pf, attributes.list_differences(wish, VfAttributes()))
+    needed = attributes.list_certain(wish) if new else attributes.list_differences(wish, have)
     lacking = [attribute for attribute in needed if attribute in state.unsupported]
     if lacking:
         return cannot_set(state.pf.facts.driver, lacking)
@@ -193,15 +219,17 @@ def _refuse_attributes(
 
 
 def _bind(state: PfState, desired: Desired, force: bool) -> Iterator[PlanStep]:
-    """Existing VFs that are on another driver than the policy's."""
+    """Existing VFs that are on another driver than the policy's: first those that nobody uses."""
     astray = [
         index
         for index, vf in sorted(state.vfs.items())
         if index not in state.kept and not _is_on(vf, desired.wish.vf(index).driver)
     ]
-    used = {index: state.users[index] for index in astray if index in state.users}
-    refusal = None if force else _refuse_users(used, "rebinding")
-    yield from _bind_groups(state, desired, astray, _describe_drivers(state, astray), refusal)
+    used = {} if force else {index: state.users[index] for index in astray if index in state.users}
+    free = [index for index in astray if index not in used]
+    yield from _bind_groups(state, desired, free, _describe_drivers(state, free), None)
+    refusal = _refuse_users(used, "rebinding")
+    yield from _bind_groups(state, desired, used, _describe_drivers(state, used), refusal)
 
 
 def _bind_groups(

@@ -1,8 +1,9 @@
 """What the policies say about each PF, for everybody who has to know.
 
-Rule: one PF, one wish; where policies contradict each other nobody may act on that PF. A verb that asks for
-something else than a policy that repairs is refused: it would be undone at once. What is in force is kept in
-the store, so that a file that is broken at start does not take its policy away either.
+Rule: one PF, one wish; where policies contradict each other, or give one address to VFs of several PFs,
+nobody may act on those PFs. A verb that asks for something else than a policy that repairs is refused: it
+would be undone at once. What is in force is kept in the store, so that a file that is broken at start does
+not take its policy away either.
 """
 
 from __future__ import annotations
@@ -15,23 +16,36 @@ from sriovd.core import attributes
 from sriovd.core.converge.plan import Desired, wants_stable_macs, wished_attributes
 from sriovd.core.errors import InvalidArgument, PolicyConflict
 from sriovd.core.identities import Identities
-from sriovd.core.inventory import Function
+from sriovd.core.inventory import Function, Inventory
 from sriovd.core.policy.match import decide
+from sriovd.core.policy.model import STABLE, PfWish
 from sriovd.core.policy.policy_set import PolicySet
+from sriovd.core.policy.problems import Place, Problem
 from sriovd.core.policy.schema import Repair
+from sriovd.core.policy.wish_rules import ADDRESSES
+from sriovd.core.scripts import DEFAULT, NONE
 from sriovd.core.store import Store
+
+_OUT_OF_THE_WAY = frozenset({NONE, "vfio-pci", "pci-stub"})  # drivers that the kernel would never choose
 
 
 class Rulebook:
     """The policies in force. `directories`: where their files are, the most important first."""
 
     def __init__(
-        self, store: Store, identities: Identities, directories: Sequence[str], last_good: Mapping[str, str]
+        self,
+        inventory: Inventory,
+        store: Store,
+        identities: Identities,
+        directories: Sequence[str],
+        last_good: Mapping[str, str],
     ) -> None:
+        self._inventory = inventory
         self._store = store
         self._identities = identities
         self._directories = tuple(directories)
         self._set = PolicySet.recall(last_good) if directories else PolicySet()
+        self._loading = asyncio.Lock()  # who asks last must not be answered with what was read first
 
     @property
     def problems(self) -> Sequence[str]:
@@ -50,10 +64,11 @@ class Rulebook:
 
     async def load(self) -> None:
         """Read the files again. A file that is wrong stays in force as it was."""
-        before = dict(self._set.good_texts)
-        self._set = await asyncio.to_thread(PolicySet.load, self._directories, before)
-        if dict(self._set.good_texts) != before:
-            await self._store.put_policies(self._set.good_texts)
+        async with self._loading:
+            before = dict(self._set.good_texts)
+            self._set = await asyncio.to_thread(PolicySet.load, self._directories, before)
+            if dict(self._set.good_texts) != before:
+                await self._store.put_policies(self._set.good_texts)
 
     def concerns(self, pf: Function) -> bool:
         """Whether any policy is about `pf`."""
@@ -66,14 +81,31 @@ class Rulebook:
     def find(self, pf: Function) -> Desired | None:
         """What `pf` shall look like; None when no policy is about it. Raises PolicyConflict."""
         decision = decide(self._set.policies, pf)
-        if decision.conflicts:
+        conflict = next(iter(decision.conflicts), None) or self._find_shared(pf, decision.wish)
+        if conflict is not None:
             raise PolicyConflict(
-                f"Policies contradict each other: {decision.conflicts[0]}.",
+                f"Policies contradict each other: {conflict}.",
                 "Until that is mended, sriovd leaves the PF alone.",
             )
         if decision.wish is None:
             return None
         return Desired(", ".join(decision.sources), decision.wish)
+
+    def _find_shared(self, pf: Function, wish: PfWish | None) -> Problem | None:
+        """An address that a VF of `pf` shall have and a VF of another PF, too."""
+        mine = _fixed_addresses(wish) if wish is not None else {}
+        if not mine:
+            return None
+        others = (each for each in self._inventory.physical_functions() if each.address != pf.address)
+        for other in others:
+            theirs = decide(self._set.policies, other).wish
+            both = mine.keys() & _fixed_addresses(theirs).keys() if theirs is not None else ()
+            for key in sorted(both):
+                return mine[key].problem(
+                    f"a VF of {pf.address} and one of {other.address} would both have {key[1]}",
+                    "give each VF its own, in policies that match one PF each",
+                )
+        return None
 
     def require(self, pf: Function) -> Desired:
         """As find. Raises InvalidArgument when there is none."""
@@ -82,25 +114,20 @@ class Rulebook:
             raise InvalidArgument(f"No policy is about {pf.address}.", "Policies are in /etc/sriovd/*.toml.")
         return desired
 
-    def repairs(self, pf: Function) -> bool:
-        """Whether what differs from the policy of `pf` is put right."""
-        desired = self.find(pf)
-        return desired is not None and desired.wish.repair is Repair.ALWAYS
-
     # What verbs may not do.
 
-    def refuse_count(self, pf: Function, count: int) -> None:
-        """Raises PolicyConflict when the policy wants another number of VFs."""
+    def refuse_count(self, pf: Function, count: int, driver: str = "") -> None:
+        """Raises PolicyConflict when the policy wants another number of VFs, or one of them on another
+        `driver` (empty: on none yet)."""
         desired = self._binding(pf)
         if desired and desired.wish.num_vfs not in (None, count):
             raise _contradiction(pf, desired, f"{desired.wish.num_vfs} VFs")
+        for index in range(count if desired and driver else 0):
+            _refuse_driver(pf, desired, index, driver)
 
     def refuse_driver(self, pf: Function, index: int, driver: str) -> None:
         """Raises PolicyConflict when the policy wants VF `index` on another driver."""
-        desired = self._binding(pf)
-        wanted = desired.wish.vf(index).driver if desired else None
-        if desired and wanted not in (None, driver):
-            raise _contradiction(pf, desired, f"VF {index} on {wanted}")
+        _refuse_driver(pf, self._binding(pf), index, driver)
 
     def refuse_attributes(self, pf: Function, index: int, wish: VfAttributes) -> None:
         """Raises PolicyConflict when the policy wants one of these attributes otherwise."""
@@ -114,25 +141,54 @@ class Rulebook:
         if clashes:
             raise _contradiction(pf, desired, f"VF {index} with {clashes}")
 
-    # What leases ask.
+    # What leases ask. Policies that contradict each other say nothing to them: a VF that comes back has to
+    # be cleaned all the same.
 
     def driver_for(self, pf: Function, index: int) -> str:
         """The driver that the policy wants VF `index` on; empty when it says nothing."""
-        desired = self.find(pf)
+        desired = self._find_if_clear(pf)
         return (desired.wish.vf(index).driver if desired else None) or ""
 
     async def attributes_for(self, pf: Function, index: int) -> VfAttributes:
         """What the policy wishes VF `index` to be."""
-        desired = self.find(pf)
+        desired = self._find_if_clear(pf)
         if desired is None:
             return VfAttributes()
-        macs = await self._identities.macs_of(pf.address, index + 1)
+        stable = desired.wish.vf(index).stable_mac or wants_stable_macs(pf, desired)
+        macs = await self._identities.macs_of(pf.address, index + 1) if stable else {}
         return wished_attributes(pf, desired, index, macs)
+
+    def _find_if_clear(self, pf: Function) -> Desired | None:
+        try:
+            return self.find(pf)
+        except PolicyConflict:
+            return None
 
     def _binding(self, pf: Function) -> Desired | None:
         """The policy of `pf`, if it is one that repairs."""
         desired = self.find(pf)
         return desired if desired and desired.wish.repair is Repair.ALWAYS else None
+
+
+def _fixed_addresses(wish: PfWish) -> Mapping[tuple[str, str], Place]:
+    """The addresses that VFs shall have by name and value, and where that is written."""
+    settings = (
+        (name, kind[name]) for kind in wish.kinds() for name in ADDRESSES if name in kind
+    )  # fmt: skip
+    return {
+        (name, str(setting.value).lower()): setting.place
+        for name, setting in settings
+        if setting.value != STABLE
+    }
+
+
+def _refuse_driver(pf: Function, desired: Desired | None, index: int, driver: str) -> None:
+    wanted = desired.wish.vf(index).driver if desired else None
+    if desired is None or wanted in (None, driver):
+        return
+    if wanted == DEFAULT and driver not in _OUT_OF_THE_WAY:  # as scripts.is_satisfied
+        return
+    raise _contradiction(pf, desired, f"VF {index} on {wanted}")
 
 
 def _contradiction(pf: Function, desired: Desired, wants: str) -> PolicyConflict:

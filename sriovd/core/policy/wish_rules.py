@@ -16,7 +16,7 @@ from sriovd.core.policy.problems import Problem
 from sriovd.core.rules import check_driver_name
 
 _ZERO_MAC = "00:00:00:00:00:00"
-_OF_ONE_VF = ("mac", "node_guid", "port_guid")  # no two VFs may have the same
+ADDRESSES = ("mac", "node_guid", "port_guid")  # no two VFs may have the same
 _MORE_THAN_ONE = 2
 
 
@@ -107,7 +107,7 @@ def _check_shared(wish: PfWish) -> Iterator[Problem]:
     seen: dict[tuple[str, Value], Setting] = {}
     spans = ((each.span.last - each.span.first + 1, each.settings) for each in wish.ranges)
     for vfs, settings in ((_MORE_THAN_ONE, wish.defaults), *spans):
-        for name in _OF_ONE_VF:
+        for name in ADDRESSES:
             setting = settings.get(name)
             if setting is None or setting.value == STABLE:
                 continue

@@ -1,0 +1,1 @@
+"""Desired state: plans, their execution, policies in force, the watch over drift."""
