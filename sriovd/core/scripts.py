@@ -158,7 +158,7 @@ def destroy_script(pf: FunctionFacts, have: int, restore_autoprobe: bool) -> Scr
     """From `have` VFs to none; and the flag that create_script turned off back on."""
     chains = [Chain(pf.address, (Step(Verb.SET_NUM_VFS, pf.address, "0"),))] if have else []
     if restore_autoprobe:
-        chains.append(Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "1"),)))
+        chains += loosen_script(pf).chains
     return Script(f"setting 0 VFs on {pf.address}", tuple(chains), stop_on_failure=True)
 
 
@@ -183,6 +183,12 @@ def quieten_script(quiet_pf: FunctionFacts | None) -> Script | None:
         return None
     step = Step(Verb.SET_AUTOPROBE, quiet_pf.address, "0")
     return Script(f"keeping drivers away from VFs of {quiet_pf.address}", (Chain(step.address, (step,)),))
+
+
+def loosen_script(pf: FunctionFacts) -> Script:
+    """Offer VFs to drivers again."""
+    step = Step(Verb.SET_AUTOPROBE, pf.address, "1")
+    return Script(f"letting drivers have VFs of {pf.address}", (Chain(step.address, (step,)),))
 
 
 def reset_script(address: PciAddress) -> Script:
