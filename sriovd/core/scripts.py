@@ -6,6 +6,7 @@ takes back exactly what a chain did.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sriovd.backend.base import FunctionFacts
@@ -57,6 +58,12 @@ def bind_chain(binding: Binding) -> Chain:
 def unbind_chain(address: PciAddress, driver: str) -> Chain:
     """Away from `driver`; the override stays as it is."""
     return Chain(address, (Step(Verb.UNBIND, address, driver), Step(Verb.READ_DRIVER, address, expect="")))
+
+
+def read_overrides_script(addresses: Sequence[PciAddress]) -> Script:
+    """What each of `addresses` is kept for."""
+    chains = (Chain(each, (Step(Verb.READ_DRIVER_OVERRIDE, each),)) for each in addresses)
+    return Script("reading driver overrides", tuple(chains))
 
 
 def settles_at_once(wanted: str) -> bool:
