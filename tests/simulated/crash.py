@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -66,21 +67,19 @@ class Life:
 
     def _die(self) -> None:
         self.dead.set()
-        self._runs = list(self.backend._runs)  # noqa: SLF001  helpers, which nobody else may ask for
+        self._runs = list(self.backend._runs)
         end = self.backend.stop()
-        try:
+        with suppress(StopIteration):
             end.send(None)
-        except StopIteration:
-            pass
 
     async def bury(self) -> None:
         """Nothing of it runs on but the chain that its helper is in; returns when that has ended."""
         helpers = {run.task for run in self._runs} | {asyncio.current_task()}
-        while rest := asyncio.all_tasks() - helpers - self.backend._tasks:  # noqa: SLF001  the kernel's
+        while rest := asyncio.all_tasks() - helpers - self.backend._tasks:
             for task in rest:
                 task.cancel()
             await asyncio.sleep(0)
-        self.engine.store._database.close()  # noqa: SLF001  as the end of a process does
+        self.engine.store._database.close()
         await asyncio.gather(*(run.task for run in self._runs), return_exceptions=True)
 
     async def end(self) -> None:
@@ -145,7 +144,7 @@ class _MortalBackend:
             on_result(result)
 
         run = self._backend.run(adapter, script, note)
-        execute = run._run_step  # noqa: SLF001
+        execute = run._run_step
 
         async def run_step(step: Step) -> StepResult:
             result = await execute(step)
@@ -156,7 +155,7 @@ class _MortalBackend:
                 life.note_change()  # the next moment is not this one: there the helper lives on
             return result
 
-        run._run_step = run_step  # type: ignore[method-assign]  # noqa: SLF001
+        run._run_step = run_step  # type: ignore[method-assign]
         return run
 
     def hand_over(self, *arguments: Any) -> None:

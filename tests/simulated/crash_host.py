@@ -72,7 +72,7 @@ class CrashHost:
 
     def writes_since(self, scene: Scene) -> set[Place]:
         """The VFs that were written to."""
-        places = {vf.device.address: place for place, vf in self.look().vfs.items()}
+        places: dict[PciAddress, Place] = {vf.device.address: place for place, vf in self.look().vfs.items()}
         since = (
             each if isinstance(each, tuple) else places.get(each) for each in self.written[scene.writes :]
         )

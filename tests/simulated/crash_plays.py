@@ -7,8 +7,9 @@ of the beginning is what each must end in.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sriovd.backend.simulated import SimulatedBackend
 from sriovd.core.converge.keeper import Condition
 from sriovd.core.engine import Engine, Places
 from sriovd.core.inventory import Function
-from sriovd.core.lease.record import LeaseState
+from sriovd.core.lease.record import Lease, LeaseState
 from sriovd.pci import PciAddress
 from tests.simulated.crash import Life, until
 from tests.simulated.crash_host import CrashHost, Place, Scene
@@ -38,7 +39,8 @@ def leave_alone(_backend: SimulatedBackend) -> None:
 class Plan:
     """`before`: the policy that the beginning is as; `prepare`: what is asked then. `policy`: that of the
     daemon that is killed, and of the next. `drift`: what somebody else does in between. `act`: what the
-    killed daemon is asked."""
+    killed daemon is asked; `asked`: the driver that this may leave on VFs, when it is not the one that they
+    end on."""
 
     name: str
     before: str = ""
@@ -46,6 +48,7 @@ class Plan:
     drift: Callable[[SimulatedBackend], None] = leave_alone
     policy: str = ""
     act: Act = do_nothing
+    asked: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -66,8 +69,15 @@ class Play:
     open_intents: int
     rewritten: frozenset[Place]  # VFs that were written to after the crash
     moments: list[str]
-    engine: Engine
-    backend: SimulatedBackend
+    leases_at_crash: int
+    leases: Sequence[Lease]  # of the last daemon, when it had settled
+    released: Scene  # then they were released
+    owners: Mapping[PciAddress, int]  # whose VFIO groups were handed over before that, by VF
+    owners_at_crash: Mapping[PciAddress, int]
+    documents: int  # CDI documents before that
+    left_over: int  # groups still handed over and CDI documents after it
+    again: Mapping[PciAddress, Function]  # as one more daemon has them
+    written_again: int  # writes that this one needed
 
 
 async def play(plan: Plan, directory: Path, dies_at: int | None) -> Play:
@@ -90,16 +100,34 @@ async def play(plan: Plan, directory: Path, dies_at: int | None) -> Play:
         dying.cancel()
         await acting
         await life.end()
-    known = dict(life.engine.inventory.functions)
-    crash, macs = host.look(), _read_macs(places)
+    crash, owners_at_crash = host.look(), _list_owners(host.backend)
+    kept = _count(places, "SELECT count(*) FROM leases"), _read_macs(places)
     last = Life(host.backend, places)
     await last.start()
     await settle(last)
     end, rewritten = host.look(), host.writes_since(crash)
+    leases, owners, documents = (
+        last.engine.leases.all(),
+        _list_owners(host.backend),
+        _count_documents(places),
+    )
+    for lease in leases:
+        await last.engine.leases.release(lease.number, force=False)
+    await settle(last)
     await last.end()
+    released = host.look()
+    again = Life(host.backend, places)
+    await again.start()
+    await settle(again)
+    await again.end()
     return Play(
-        start, crash, end, known, dict(last.engine.inventory.functions), macs, _read_macs(places),
-        _count_open(places), frozenset(rewritten), life.moments, last.engine, host.backend,
+        start=start, crash=crash, end=end, known=dict(life.engine.inventory.functions),
+        functions=dict(last.engine.inventory.functions), macs_at_crash=kept[1], macs=_read_macs(places),
+        open_intents=_count(places, "SELECT count(*) FROM intents WHERE outcome IS NULL"),
+        rewritten=frozenset(rewritten), moments=life.moments, leases_at_crash=kept[0], leases=leases,
+        released=released, owners=owners, owners_at_crash=owners_at_crash, documents=documents,
+        left_over=len(_list_owners(host.backend)) + _count_documents(places),
+        again=dict(again.engine.inventory.functions), written_again=len(host.written) - released.writes,
     )  # fmt: skip
 
 
@@ -114,7 +142,7 @@ async def settle(life: Life) -> None:
 
 
 def _is_settled(engine: Engine, backend: SimulatedBackend) -> bool:
-    idle = not (engine.jobs.running or backend._runs or engine.policy._checks or engine._tasks)  # noqa: SLF001
+    idle = not (engine.jobs.running or backend._runs or engine.policy._checks or engine._tasks)
     pfs = [each for each in engine.inventory.functions.values() if each.physical is not None]
     good = all(
         engine.policy.standing_of(pf.address).condition is Condition.IN_SYNC
@@ -148,8 +176,17 @@ def _read_macs(places: Places) -> dict[Place, str]:
     return {(PciAddress.parse(pf), index): mac for pf, index, mac in rows}
 
 
-def _count_open(places: Places) -> int:
+def _count(places: Places, query: str) -> int:
     with sqlite3.connect(places.state) as database:
-        (count,) = database.execute("SELECT count(*) FROM intents WHERE outcome IS NULL").fetchone()
+        (count,) = database.execute(query).fetchone()
     database.close()
     return int(count)
+
+
+def _count_documents(places: Places) -> int:
+    return len(os.listdir(places.cdi)) if os.path.isdir(places.cdi) else 0
+
+
+def _list_owners(backend: SimulatedBackend) -> dict[PciAddress, int]:
+    groups = {dev.group: dev.address for dev in backend.host.devices.values() if dev.physfn is not None}
+    return {groups[group]: uid for group, uid in backend.group_owners.items()}
