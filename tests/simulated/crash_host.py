@@ -72,11 +72,10 @@ class CrashHost:
 
     def writes_since(self, scene: Scene) -> set[Place]:
         """The VFs that were written to."""
-        places: dict[PciAddress, Place] = {vf.device.address: place for place, vf in self.look().vfs.items()}
-        since = (
-            each if isinstance(each, tuple) else places.get(each) for each in self.written[scene.writes :]
-        )
-        return {place for place in since if place is not None}
+        places = {vf.device.address: place for place, vf in self.look().vfs.items()}
+        since = self.written[scene.writes :]
+        named = {each for each in since if not isinstance(each, PciAddress)}
+        return named | {places[each] for each in since if isinstance(each, PciAddress) and each in places}
 
 
 def _vf(pf: Device, index: int, vf: Device) -> Vf:

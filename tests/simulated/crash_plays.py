@@ -54,7 +54,7 @@ class Plan:
         return self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # asyncio.run() asks for the repr of what it ends with
 class Play:
     """What was seen: at the beginning, when the daemon was dead, and at the end. `known`: the functions as
     the killed daemon had them, `functions`: as the last has them. `moments`: of the killed daemon."""
