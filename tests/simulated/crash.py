@@ -61,26 +61,29 @@ class Life:
             self._news = False
             self.moments.append(moment)
             if len(self.moments) - 1 == self._dies_at:
-                self._die()
+                self.die()
         if self.dead.is_set():
             raise asyncio.CancelledError
 
-    def _die(self) -> None:
+    def die(self) -> None:
+        """It is killed."""
         self.dead.set()
         self._runs = list(self.backend._runs)
         end = self.backend.stop()
         with suppress(StopIteration):
             end.send(None)
 
-    async def bury(self) -> None:
-        """Nothing of it runs on but the chain that its helper is in; returns when that has ended."""
+    async def bury(self, *, helpers_end: bool = True) -> None:
+        """Nothing of it runs on but the chain that its helper is in; returns when that has ended, if it
+        will."""
         helpers = {run.task for run in self._runs} | {asyncio.current_task()}
         while rest := asyncio.all_tasks() - helpers - self.backend._tasks:
             for task in rest:
                 task.cancel()
             await asyncio.sleep(0)
         self.engine.store._database.close()
-        await asyncio.gather(*(run.task for run in self._runs), return_exceptions=True)
+        if helpers_end:
+            await asyncio.gather(*(run.task for run in self._runs), return_exceptions=True)
 
     async def end(self) -> None:
         """The end of a daemon that is asked to."""
