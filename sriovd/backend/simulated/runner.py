@@ -70,8 +70,10 @@ class SimulatedRun:
         return self.describe()
 
     def detach(self) -> None:
-        """The daemon is gone: nobody learns of results."""
+        """The daemon is gone: nobody learns of results, and no further chain is begun, as linux/helper.py
+        does."""
         self._on_result = _ignore
+        self._stopped = True
         self._finished.cancel()
 
     def describe(self) -> Evidence:

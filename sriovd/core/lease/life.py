@@ -246,13 +246,15 @@ class LeaseLives:
         return _Answer(LeaseEvent.CLEANED)
 
     async def _forget(self, lease: Lease) -> None:
+        vf = self.vf_of(lease)
+        # First, because a quarantine that outlives its lease would be nobody's to lift; others' reasons are
+        # not ours to lift.
+        if vf is not None and vf.quarantine.startswith(f"{lease}: "):
+            self._inventory.quarantine(vf.address, "")
         await _insist(lambda: self._store.forget_lease(lease.number))
         for kept in (self.leases, self._stored, self._rows, self._runners, self._groups):
             kept.pop(lease.number, None)
         del self.places[lease.pf, lease.index]
-        vf = self.vf_of(lease)
-        if vf is not None and vf.quarantine.startswith(f"{lease}: "):  # others' reasons are not ours to lift
-            self._inventory.quarantine(vf.address, "")
         self.waiters.tell(lease)
         self.on_end(lease)
 

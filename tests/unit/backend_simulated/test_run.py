@@ -233,6 +233,24 @@ def test_a_restarted_daemon_finds_what_hangs(sim: Sim) -> None:
     run_async(main)
 
 
+def test_a_killed_daemons_chain_is_ended_and_the_next_is_not_begun(sim: Sim) -> None:
+    async def main() -> None:
+        backend = sim.backend
+        backend.inject_fault(Fault(Verb.SET_AUTOPROBE, sim.device(IGB).address, hang=True))
+        first = (step(Verb.SET_AUTOPROBE, IGB, "0"), step(Verb.SET_NUM_VFS, IGB, "2"))
+        heard: list[ChainResult] = []
+        run = backend.run("a", script(first, (step(Verb.SET_AUTOPROBE, IGB2, "0"),)), heard.append)
+        await until(lambda: bool(run.describe().wchan))
+        await backend.stop()
+        backend.clear_faults()
+        await run.task
+        assert sim.read(f"{IGB}/sriov_numvfs") == "2\n"
+        assert sim.read(f"{IGB2}/sriov_drivers_autoprobe") == "1\n"
+        assert heard == []
+
+    run_async(main)
+
+
 def test_a_listener_that_fails_loses_no_results(sim: Sim) -> None:
     def fail(_result: ChainResult) -> None:
         raise RuntimeError("listener")

@@ -138,13 +138,15 @@ class Service:
         self.engine = engine = Engine(backend, Places())
         self.authority = RecordingAuthority()
         self.tree = Tree(_contract_for(simulated=True), lambda *_: None, schedule=lambda _: None)
-        objects = Objects(self.tree, engine.inventory, engine.jobs, engine.policy.standing_of)
+        objects = Objects(self.tree, engine.inventory, engine.jobs, engine.standings.of)
         self.descriptors = Descriptors(engine.leases.owner_gone)
         engine.leases.listen(
             lambda lease: objects.show_lease(lease, engine.leases.vf_address(lease)), objects.drop_lease
         )
         verbs = Verbs(engine.inventory, engine.lifecycle, objects, self.authority)
-        policy = PolicyVerbs(engine.lifecycle, engine.policy, engine.rulebook, objects, self.authority)
+        policy = PolicyVerbs(
+            engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, objects, self.authority
+        )
         leases = LeaseVerbs(
             engine.inventory, engine.leases, engine.work, engine.jobs, objects, self.authority,
             self.descriptors,
