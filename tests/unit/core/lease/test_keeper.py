@@ -211,13 +211,24 @@ async def test_what_cannot_be_cleaned_is_nobodys_and_release_says_so(tmp_path: P
 
 
 @on_host
-async def test_another_reason_for_quarantine_is_not_lifted(tmp_path: Path) -> None:
+async def test_another_reason_for_quarantine_is_not_lifted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease ends while its VF is away, and the next VF at the place has a trouble of its own."""
     async with world(tmp_path) as host:
         lease = await host.lend(wish=AT_VF0)
         await host.set_num_vfs(0, force=True)
+        forget, gate = host.engine.store.forget_lease, asyncio.Event()
+
+        async def forget_later(number: int) -> None:
+            await gate.wait()
+            await forget(number)
+
+        monkeypatch.setattr(host.engine.store, "forget_lease", forget_later)
         release = asyncio.create_task(host.leases.release(lease.number, force=False))
         await host.set_num_vfs(2)
         host.inventory.quarantine(VF0, "somebody's reason")
+        gate.set()
         await release
         assert host.vf().quarantine == "somebody's reason"
 
