@@ -104,7 +104,6 @@ class Engine:
     async def close(self) -> None:
         """Put on disk what is still to be put there."""
         self.policy.stop()
-        await self.leases.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.store.close()

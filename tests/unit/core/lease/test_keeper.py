@@ -168,6 +168,18 @@ async def test_a_vf_that_vanishes_under_a_release_ends_it(tmp_path: Path) -> Non
 
 
 @on_host
+async def test_a_vf_that_vanishes_while_it_is_held_open_is_waited_for_no_more(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.open_device(VF0, QEMU)
+        release = asyncio.create_task(host.leases.release(lease.number, force=True))
+        await until(lambda: lease.number in host.leases._lives._watches)
+        host.inventory.drop(VF0)
+        await release
+        assert host.remembered() == {}
+
+
+@on_host
 async def test_what_cannot_be_prepared_is_free_again_and_says_why(tmp_path: Path) -> None:
     async with world(tmp_path) as host:
         host.backend.inject_fault(fail("bind", errno=19))
