@@ -14,7 +14,6 @@ from sriovd.core.errors import (
     BindFailed,
     Cancelled,
     InUse,
-    IommuGroupNotViable,
     LockedOut,
     NotSupported,
     PoolExhausted,
@@ -25,7 +24,7 @@ from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.record import LeaseState
 from sriovd.pci import PciAddress
 
-from .leasehost import ALICE, BOB, IGB, QEMU, VF0, VF1, on_host, until, world
+from .leasehost import ALICE, BOB, IGB, QEMU, VF0, on_host, until, world
 
 PREPARING, ACTIVE, ABSENT, RELEASING, CLEANING, RELEASED, FAILED = LeaseState
 AT_VF0 = Wish(address=VF0)
@@ -366,33 +365,3 @@ async def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(host.engine.store, "put_lease", put_later)
         assert (await host.lend(wish=AT_VF0)).state is ACTIVE
         assert tries >= 5
-
-
-@on_host
-async def test_a_group_with_others_in_it_is_not_handed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with world(tmp_path) as host:
-        monkeypatch.setattr(host.backend, "list_group", lambda _: (str(VF0), str(VF1)))
-        with pytest.raises(IommuGroupNotViable, match=str(VF1)):
-            await host.lend(wish=AT_VF0)
-        assert (host.backend.group_owners, host.documents(), host.remembered()) == ({}, {}, {})
-
-
-@on_host
-async def test_what_is_not_taken_back_is_not_cleaned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with world(tmp_path) as host:
-        lease = await host.lend(wish=AT_VF0)
-
-        def fail_to_take_back(_: int) -> None:
-            raise PermissionError("no")
-
-        with monkeypatch.context() as broken:
-            broken.setattr(host.backend, "take_back", fail_to_take_back)
-            with pytest.raises(BackendFailed, match="taken back"):
-                await host.leases.release(lease.number, force=False)
-        assert host.state(lease.number) is FAILED
-        await host.leases.release(lease.number, force=False)
-        assert host.backend.group_owners == {}
