@@ -89,6 +89,7 @@ class Daemon:
             await self._live(connection)
         finally:
             systemd_daemon.notify("STOPPING=1")
+            await self._engine.leases.close()  # before the host is let go: that would fail them
             if dispatcher is not None:
                 await dispatcher.close()
             await connection.close()

@@ -127,7 +127,6 @@ class Engine:
     async def close(self) -> None:
         """Put on disk what is still to be put there."""
         self.policy.stop()
-        await self.leases.close()
         for task in self._menders:
             task.cancel()
         if self._tasks:

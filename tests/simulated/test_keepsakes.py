@@ -18,7 +18,7 @@ from sriovd.backend.simulated import SimulatedBackend
 from sriovd.bus.private import PrivateBus
 from sriovd.core.engine import Places
 from sriovd.daemon import Daemon, Settings
-from tests.simulated.client import IGB0, LEASE, MANAGER, ROOT, Client
+from tests.simulated.client import IGB0, LEASE, MANAGER, ROOT, VF0, Client, make_options
 from tests.simulated.process import REPOSITORY
 from tests.unit.bus.support import Client as DescriptorClient
 from tests.unit.bus.support import in_loop, until
@@ -119,6 +119,36 @@ async def test_a_descriptor_without_a_lease_is_closed(
         theirs.close()
         await client.ask("ListFunctions")
         assert await states(client) == {1: "active"}
+
+
+@pytest.mark.parametrize("verb", ["bind", "reset"])
+def test_a_stop_half_way_is_no_failure(
+    bus: PrivateBus, root: str, tmp_path: Path, systemd: FakeSystemd, verb: str
+) -> None:
+    """Preparing or cleaning goes on where it was when the next daemon comes."""
+
+    @in_loop
+    async def test() -> None:
+        backend = SimulatedBackend(root)
+        async with daemon_on(backend, bus, tmp_path / "db") as client:
+            await client.set_num_vfs(IGB0, 1)
+            if verb == "reset":
+                path, _ = await client.lease()
+            await client.inject(verb, VF0, delay_usec=300_000, times=1)
+            if verb == "reset":
+                await client.release(path, wait_usec=0)
+            else:
+                await client.ask("Lease", "sa{sv}", "vm", make_options(wait_usec=0))
+            async with asyncio.timeout(10):
+                while await states(client) != {1: "cleaning" if verb == "reset" else "preparing"}:
+                    await asyncio.sleep(0.001)
+        await until(lambda: not backend._runs)  # else the adapter is stuck for the next daemon
+        async with daemon_on(backend, bus, tmp_path / "db") as client, asyncio.timeout(10):
+            while await states(client) != ({} if verb == "reset" else {1: "active"}):
+                assert "failed" not in (await states(client)).values()
+                await asyncio.sleep(0.01)
+
+    test()
 
 
 def test_what_nobody_knows_is_let_go(systemd: FakeSystemd) -> None:

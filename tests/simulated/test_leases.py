@@ -2,69 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sriovd.bus.private import PrivateBus
 from tests.simulated.client import (
-    BUS_NAME,
     FUNCTION,
     IGB0,
     LEASE,
-    MANAGER,
-    PHYSICAL_FUNCTION,
-    ROOT,
     VF0,
     VF1,
-    VIRTUAL_FUNCTION,
     Client,
-    Refusal,
     function_path,
     make_options,
 )
-from tests.simulated.inside import Inside, running_inside
+from tests.simulated.leases import OWNER, leases, until_leases
 from tests.simulated.process import DaemonProcess
-from tests.unit.bus.support import Client as DescriptorClient
 from tests.unit.bus.support import in_loop, until
-
-OWNER = "vm"
-NOBODYS = ("nobody", 4711)
-
-
-async def leases(client: Client) -> dict[str, dict[str, Any]]:
-    """The properties of every lease's object."""
-    return {path: each[LEASE] for path, each in (await client.managed()).items() if LEASE in each}
-
-
-async def until_leases(client: Client, **wanted: Any) -> None:
-    """Until exactly one lease has these properties; without any: until there is none."""
-    async with asyncio.timeout(20):
-        while True:
-            found = list((await leases(client)).values())
-            if not wanted and not found:
-                return
-            if wanted and len(found) == 1 and wanted.items() <= found[0].items():
-                return
-            await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def acquired(address: str, owner: str = OWNER) -> AsyncIterator[tuple[DescriptorClient, int]]:
-    """A client with a lease's descriptor."""
-    async with DescriptorClient.connected(address) as client:
-        reply = await client.call("Acquire", "sa{sv}", owner, {}, path=ROOT, interface=MANAGER)
-        assert reply.signature == "hoos", reply.body
-        (fd,) = reply.unix_fds
-        yield client, fd
 
 
 @in_loop
@@ -293,211 +248,3 @@ async def test_a_vf_made_again_is_the_owners_again(host: DaemonProcess) -> None:
         await client.set_num_vfs(IGB0, 1)
         await until_leases(client, State="active", Function=function_path(VF0), Generation=generation + 1)
         assert await client.driver(VF0) == "vfio-pci"
-
-
-GENERATION_VERBS: list[tuple[str, str, tuple[Any, ...], str, str, str]] = [
-    ("Bind", "ssa{sv}", ("pci-stub",), function_path(VF0), FUNCTION, "sa{sv}"),
-    ("Unbind", "sa{sv}", (), function_path(VF0), FUNCTION, "a{sv}"),
-    ("Reset", "sa{sv}", (), function_path(VF0), FUNCTION, "a{sv}"),
-]
-
-
-@in_loop
-async def test_a_handle_to_a_former_vf_is_refused(host: DaemonProcess) -> None:
-    async with Client.connected(host.address) as client:
-        await client.set_num_vfs(IGB0, 1, driver="vfio-pci")
-        old = await client.get(function_path(VF0), FUNCTION, "Generation")
-        await client.set_num_vfs(IGB0, 0)
-        await client.set_num_vfs(IGB0, 1, driver="vfio-pci")
-        stale, fresh = make_options(generation=old), make_options(generation=old + 1)
-        told = f"{VF0} is another VF now: generation {old + 1}"
-        for member, signature, arguments, path, interface, short in GENERATION_VERBS:
-            for refusal in (
-                await client.refused(member, signature, VF0, *arguments, stale),
-                await client.refused(member, short, *arguments, stale, path=path, interface=interface),
-            ):
-                refusal.check("NoSuchFunction", told)
-        vlan = {"vlan": make_options(vendor=5)["vendor"]}
-        for refusal in (
-            await client.refused("SetVFAttributes", "sa{sv}a{sv}", VF0, vlan, stale),
-            await client.refused(
-                "SetAttributes", "a{sv}a{sv}", vlan, stale, path=function_path(VF0),
-                interface=VIRTUAL_FUNCTION,
-            ),
-        ):  # fmt: skip
-            refusal.check("NoSuchFunction", told)
-        assert await client.driver(VF0) == "vfio-pci"
-        assert (await client.ask("SetVFAttributes", "sa{sv}a{sv}", VF0, vlan, fresh))[1] == "done"
-        for member, signature, arguments, *_ in GENERATION_VERBS:
-            assert (await client.ask(member, signature, VF0, *arguments, fresh))[1] == "done"
-        await client.lease(address=VF0, generation=old + 1)
-
-
-@in_loop
-async def test_a_generation_is_looked_at_again_when_its_turn_comes(host: DaemonProcess) -> None:
-    """The VF was the right one when the call came, and is another when the adapter is free."""
-    async with Client.connected(host.address) as client:
-        await client.set_num_vfs(IGB0, 1)
-        generation = await client.get(function_path(VF0), FUNCTION, "Generation")
-        await client.inject("set-num-vfs", IGB0, delay_usec=100_000, times=1)
-        destroying = asyncio.create_task(client.set_num_vfs(IGB0, 0))
-        creating = asyncio.create_task(_set_when_none(client))
-        await until_jobs(client, "SetNumVFs")
-        late = asyncio.create_task(
-            client.refused("Bind", "ssa{sv}", VF0, "pci-stub", make_options(generation=generation))
-        )
-        await asyncio.gather(destroying, creating)
-        refusal: Refusal = await late
-        refusal.check("NoSuchFunction")
-        assert await client.driver(VF0) == ""
-
-
-async def until_jobs(client: Client, operation: str) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            jobs = [each.get(f"{BUS_NAME}.Job", {}) for each in (await client.managed()).values()]
-            if any(job.get("Operation") == operation and job["State"] == "running" for job in jobs):
-                return
-            await asyncio.sleep(0.005)
-
-
-async def _set_when_none(client: Client) -> None:
-    while await client.get(function_path(IGB0), PHYSICAL_FUNCTION, "NumVFs"):
-        await asyncio.sleep(0.005)
-    await client.set_num_vfs(IGB0, 1)
-
-
-# Acquire.
-
-
-@in_loop
-async def test_a_closed_descriptor_ends_the_lease(host: DaemonProcess) -> None:
-    async with Client.connected(host.address) as client:
-        await client.set_num_vfs(IGB0, 1)
-        async with acquired(host.address) as (_, fd):
-            await until_leases(client, State="active", HeldByDescriptor=True)
-            os.close(fd)
-            await until_leases(client)
-            assert await client.driver(VF0) == ""
-
-
-@in_loop
-async def test_leaving_the_bus_does_not_end_it_and_a_copy_holds_it(host: DaemonProcess) -> None:
-    async with Client.connected(host.address) as client:
-        await client.set_num_vfs(IGB0, 1)
-        async with acquired(host.address) as (_, fd):
-            copy = os.dup(fd)
-            os.close(fd)
-        assert len(await leases(client)) == 1
-        holder = subprocess.Popen(
-            [sys.executable, "-c", "print(flush=True); input()"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[copy],
-        )  # fmt: skip
-        assert holder.stdout
-        holder.stdout.readline()
-        os.close(copy)
-        await client.ask("ListFunctions")
-        assert [each["State"] for each in (await leases(client)).values()] == ["active"]
-        holder.send_signal(signal.SIGKILL)
-        await until_leases(client)
-        holder.communicate()
-
-
-@in_loop
-async def test_nothing_that_an_owner_does_to_its_descriptor_matters(host: DaemonProcess) -> None:
-    async with Client.connected(host.address) as client:
-        await client.set_num_vfs(IGB0, 1)
-        async with acquired(host.address) as (_, fd):
-            for data in (b"", b"x" * 65536):
-                with pytest.raises(BrokenPipeError):
-                    os.write(fd, data or b"x")
-            before = _cpu_ticks(host)
-            await client.ask("ListFunctions")
-            await asyncio.sleep(0.3)
-            assert _cpu_ticks(host) - before < 15, "the daemon spins"
-            assert [each["State"] for each in (await leases(client)).values()] == ["active"]
-            os.close(fd)
-            await until_leases(client)
-
-
-def _cpu_ticks(host: DaemonProcess) -> int:
-    fields = Path(f"/proc/{host.pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
-@in_loop
-async def test_a_released_lease_hangs_up(host: DaemonProcess) -> None:
-    async with Client.connected(host.address) as client:
-        await client.set_num_vfs(IGB0, 1)
-        async with acquired(host.address) as (_, fd):
-            ((path, _),) = (await leases(client)).items()
-            await client.release(path)
-            assert os.read(fd, 1) == b""
-            os.close(fd)
-            assert await leases(client) == {}
-
-
-@in_loop
-async def test_the_group_comes_as_a_descriptor(host: DaemonProcess) -> None:
-    async with (
-        Client.connected(host.address) as client,
-        DescriptorClient.connected(host.address) as holder,
-    ):
-        await client.set_num_vfs(IGB0, 1)
-        path, _ = await client.lease()
-        number = int(path.rpartition("/")[2])
-        for reply in (
-            await holder.call("OpenGroup", "ts", number, OWNER, path=ROOT, interface=MANAGER),
-            await holder.call("OpenGroup", "s", OWNER, path=path, interface=LEASE),
-        ):
-            assert reply.signature == "h"
-            (fd,) = reply.unix_fds
-            os.close(fd)
-        await client.set_num_vfs(IGB0, 0, force=True)
-        await until_leases(client, State="absent")
-        (await client.refused("OpenGroup", "ts", number, OWNER)).check("LockedOut", "absent")
-
-
-@in_loop
-async def test_signals_tell_of_every_state(bus: PrivateBus, root: str) -> None:
-    async with (
-        running_inside(bus.address, root) as inside,
-        DescriptorClient.connected(bus.address) as listener,
-    ):
-        await inside.client.set_num_vfs(IGB0, 1)
-        path, _ = await inside.client.lease()
-        await inside.client.release(path)
-        await until(lambda: any(each.body[0] == path for each in listener.named("InterfacesRemoved")))
-        added = [each.body for each in listener.named("InterfacesAdded") if each.body[0] == path]
-        assert [list(interfaces) for _, interfaces in added] == [[LEASE]]
-        states = [
-            each.body[1]["State"].value
-            for each in listener.named("PropertiesChanged")
-            if each.path == path and "State" in each.body[1]
-        ]
-        assert states[0] == "active"
-        assert states[-1] == "released"
-        assert path not in await inside.client.managed()
-        assert_nothing_is_left(inside)
-
-
-def assert_nothing_is_left(inside: Inside) -> None:
-    lives = inside.daemon._engine.leases._lives
-    assert not (lives.leases or lives.places or lives._rows or lives._runners or lives._stored)
-    assert len(inside.daemon._descriptors) == 0
-
-
-@in_loop
-async def test_an_acquire_that_nobody_waits_for_leaves_nothing(bus: PrivateBus, root: str) -> None:
-    """The caller has left the bus when the reply comes: the bus closes what nobody takes."""
-    async with running_inside(bus.address, root) as inside:
-        await inside.client.set_num_vfs(IGB0, 1)
-        await inside.client.inject("bind", VF0, delay_usec=100_000)
-        async with DescriptorClient.connected(bus.address) as client:
-            call = asyncio.create_task(
-                client.call("Acquire", "sa{sv}", OWNER, {}, path=ROOT, interface=MANAGER)
-            )
-            await until_leases(inside.client, State="preparing")
-        call.cancel()
-        await until_leases(inside.client)
-        assert_nothing_is_left(inside)

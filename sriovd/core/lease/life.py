@@ -66,6 +66,7 @@ class LeaseLives:
         self._runners: dict[int, asyncio.Task[None]] = {}
         self._watches: set[int] = set()  # leases whose runner only watches
         self._groups: dict[int, int] = {}  # VFIO groups that are handed over
+        self._closed = False
         self.on_change: Callable[[Lease], None] = lambda _: None
         self.on_end: Callable[[Lease], None] = lambda _: None
 
@@ -97,6 +98,7 @@ class LeaseLives:
 
     async def close(self) -> None:
         """Do nothing more, as if the daemon were killed: the next one goes on."""
+        self._closed = True
         runners = set(self._runners.values())
         for runner in runners:
             runner.cancel()
@@ -108,6 +110,8 @@ class LeaseLives:
     ) -> None:
         """`event` happens to the lease, for that reason; `error` is what those get who asked for it. They
         are told of a refusal, too; then the lease stays as it is."""
+        if self._closed:
+            return
         lease = self.leases[number]
         try:
             transition = advance(lease.state, event, str(lease))

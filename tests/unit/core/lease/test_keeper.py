@@ -14,23 +14,17 @@ from sriovd.core.errors import (
     BindFailed,
     Cancelled,
     InUse,
-    InvalidArgument,
-    IommuGroupNotViable,
     LockedOut,
-    NoSuchFunction,
-    NotOwner,
     NotSupported,
     PoolExhausted,
     ResetFailed,
-    SriovdError,
     Stuck,
 )
-from sriovd.core.lease import keeper
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.record import LeaseState
 from sriovd.pci import PciAddress
 
-from .leasehost import ALICE, BOB, IGB, QEMU, VF0, VF1, on_host, until, world
+from .leasehost import ALICE, BOB, IGB, QEMU, VF0, on_host, until, world
 
 PREPARING, ACTIVE, ABSENT, RELEASING, CLEANING, RELEASED, FAILED = LeaseState
 AT_VF0 = Wish(address=VF0)
@@ -173,6 +167,18 @@ async def test_a_vf_that_vanishes_under_a_release_ends_it(tmp_path: Path) -> Non
 
 
 @on_host
+async def test_a_vf_that_vanishes_while_it_is_held_open_is_waited_for_no_more(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        host.backend.open_device(VF0, QEMU)
+        release = asyncio.create_task(host.leases.release(lease.number, force=True))
+        await until(lambda: lease.number in host.leases._lives._watches)
+        host.inventory.drop(VF0)
+        await release
+        assert host.remembered() == {}
+
+
+@on_host
 async def test_what_cannot_be_prepared_is_free_again_and_says_why(tmp_path: Path) -> None:
     async with world(tmp_path) as host:
         host.backend.inject_fault(fail("bind", errno=19))
@@ -216,13 +222,24 @@ async def test_what_cannot_be_cleaned_is_nobodys_and_release_says_so(tmp_path: P
 
 
 @on_host
-async def test_another_reason_for_quarantine_is_not_lifted(tmp_path: Path) -> None:
+async def test_another_reason_for_quarantine_is_not_lifted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease ends while its VF is away, and the next VF at the place has a trouble of its own."""
     async with world(tmp_path) as host:
         lease = await host.lend(wish=AT_VF0)
         await host.set_num_vfs(0, force=True)
+        forget, gate = host.engine.store.forget_lease, asyncio.Event()
+
+        async def forget_later(number: int) -> None:
+            await gate.wait()
+            await forget(number)
+
+        monkeypatch.setattr(host.engine.store, "forget_lease", forget_later)
         release = asyncio.create_task(host.leases.release(lease.number, force=False))
         await host.set_num_vfs(2)
         host.inventory.quarantine(VF0, "somebody's reason")
+        gate.set()
         await release
         assert host.vf().quarantine == "somebody's reason"
 
@@ -348,118 +365,3 @@ async def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(host.engine.store, "put_lease", put_later)
         assert (await host.lend(wish=AT_VF0)).state is ACTIVE
         assert tries >= 5
-
-
-@on_host
-async def test_a_group_with_others_in_it_is_not_handed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with world(tmp_path) as host:
-        monkeypatch.setattr(host.backend, "list_group", lambda _: (str(VF0), str(VF1)))
-        with pytest.raises(IommuGroupNotViable, match=str(VF1)):
-            await host.lend(wish=AT_VF0)
-        assert (host.backend.group_owners, host.documents(), host.remembered()) == ({}, {}, {})
-
-
-@on_host
-async def test_what_is_not_taken_back_is_not_cleaned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with world(tmp_path) as host:
-        lease = await host.lend(wish=AT_VF0)
-
-        def fail_to_take_back(_: int) -> None:
-            raise PermissionError("no")
-
-        with monkeypatch.context() as broken:
-            broken.setattr(host.backend, "take_back", fail_to_take_back)
-            with pytest.raises(BackendFailed, match="taken back"):
-                await host.leases.release(lease.number, force=False)
-        assert host.state(lease.number) is FAILED
-        await host.leases.release(lease.number, force=False)
-        assert host.backend.group_owners == {}
-
-
-@pytest.mark.parametrize("driver", ["nosuchdriver", "no such", "", "uio_pci_generic"])
-@on_host
-async def test_a_driver_that_is_none_takes_no_vf(tmp_path: Path, driver: str) -> None:
-    async with world(tmp_path) as host:
-        with pytest.raises((InvalidArgument, BindFailed)):
-            await host.lend(driver=driver)
-        assert (host.seen, host.remembered()) == ({}, {})
-
-
-@pytest.mark.parametrize("name", ["", "x" * 65, "a\nb", "ä"])
-@on_host
-async def test_a_name_that_is_none_takes_no_vf(tmp_path: Path, name: str) -> None:
-    async with world(tmp_path) as host:
-        with pytest.raises(InvalidArgument):
-            await host.lend(name=name)
-        assert host.seen == {}
-
-
-@on_host
-async def test_not_yours_and_not_there_are_the_same_answer(tmp_path: Path) -> None:
-    async with world(tmp_path) as host:
-        lease = await host.lend(ALICE, "vm")
-        assert host.leases.require_own(lease.number, ALICE, "vm") == lease
-        assert host.leases.require_own(lease.number, 0, "vm", trusted=True) == lease
-        others = [(lease.number, BOB, "vm"), (lease.number, ALICE, "other"), (lease.number + 1, ALICE, "vm")]
-        texts = set()
-        for number, uid, name in others:
-            with pytest.raises(NotOwner) as refused:
-                host.leases.require_own(number, uid, name)
-            texts.add(str(refused.value).replace(f"lease {number}", "").replace(f"'{name}'", ""))
-        assert len(texts) == 1
-
-
-@on_host
-async def test_a_user_has_so_many_leases_and_root_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper, "LEASES_PER_USER", 2)
-    async with world(tmp_path, vfs=7) as host:
-        await host.lend(ALICE)
-        await host.lend(ALICE, "other")
-        with pytest.raises(PoolExhausted, match="User 1000 has 2 leases"):
-            await host.lend(ALICE)
-        await host.lend(BOB)
-        for _ in range(3):
-            await host.lend(0)
-        await host.leases.release(1, force=False)
-        await host.lend(ALICE)
-
-
-@on_host
-async def test_a_generation_that_is_over_is_refused(tmp_path: Path) -> None:
-    async with world(tmp_path) as host:
-        old = host.vf().generation
-        await host.set_num_vfs(0)
-        await host.set_num_vfs(2)
-        with pytest.raises(NoSuchFunction, match=f"is another VF now: generation {old + 1}"):
-            await host.lend(wish=AT_VF0, generation=old)
-        with pytest.raises(InvalidArgument):
-            await host.lend(generation=old)
-        assert (await host.lend(wish=AT_VF0, generation=old + 1)).generation == old + 1
-
-
-@on_host
-async def test_a_vf_in_use_is_passed_over_and_one_that_goes_meanwhile_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with world(tmp_path, vfs=3) as host:
-        await (await_bind := host.engine.lifecycle.bind(VF0, "vfio-pci", False, "test")).wait(10_000_000)
-        assert await_bind.error is None
-        host.backend.open_device(VF0, QEMU)
-        find = host.backend.find_holders
-
-        async def find_and_lose(addresses: list[PciAddress]) -> object:
-            found = await find(addresses)
-            if addresses == [VF1]:
-                host.inventory.drop(VF1)
-            return found
-
-        monkeypatch.setattr(host.backend, "find_holders", find_and_lose)
-        lease = await host.lend(wish=Wish(pf=IGB))
-        assert lease.index == 2
-        assert not isinstance(lease, SriovdError)
