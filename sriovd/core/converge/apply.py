@@ -132,7 +132,7 @@ class Applier:
         self, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
     ) -> Mapping[int, VfAttributes]:
         lacking = self._hands.capabilities.lacking(pf.facts.driver, [Attribute.MAC])
-        told = {} if lacking else await self._read_attributes(pf)
+        told = {} if lacking else await self._hands.configurer.list_told(pf)
         return {
             index: wish
             if told.get(index, VfAttributes()).mac is not None
@@ -155,7 +155,7 @@ class Applier:
         attributes = None
         if pf.facts.net_interfaces:
             matter = stable or any(any(wish.attributes.items()) for wish in wishes)
-            attributes = await self._read_attributes(pf) if matter and vfs else {}
+            attributes = await self._hands.configurer.list_told(pf) if matter and vfs else {}
         return PfState(
             pf=pf,
             vfs=vfs,
@@ -164,13 +164,6 @@ class Applier:
             unsupported=frozenset(hands.capabilities.lacking_of(pf.facts.driver)),
             kept=frozenset(index for index, vf in vfs.items() if hands.usage.lease_of(vf.address)),
         )
-
-    async def _read_attributes(self, pf: Function) -> Mapping[int, VfAttributes]:
-        """Nothing where the driver, or the kernel of so many VFs, cannot tell."""
-        try:
-            return (await self._hands.configurer.read(pf)).vfs
-        except NotSupported:
-            return {}
 
 
 def describe_steps(steps: Sequence[PlanStep]) -> str:
