@@ -7,11 +7,11 @@ that cannot be done is done; that step ends it, with its typed error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from sriovd.backend.vf_attributes import Attribute, VfAttributes
+from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
@@ -20,7 +20,6 @@ from sriovd.core.converge.plan import (
     Desired,
     PfState,
     PlanStep,
-    asked_attributes,
     digest,
     plan_pf,
     wants_stable_macs,
@@ -88,16 +87,24 @@ class Applier:
             )
         if not steps:
             return Unchanged(f"{pf} is as {desired.source} says")
+        described = f"{pf} is as {desired.source} says now, after {len(steps)} steps"
+        while True:
+            try:
+                await self._carry_out_all(job, steps, force)
+                return Changed(described)
+            except NotSupported:  # now more is known of what the driver cannot do: the rest may be possible
+                before, steps = steps, await self.look_and_plan(pf, desired, force)
+                if digest(steps) == digest(before):
+                    raise
+
+    async def _carry_out_all(self, job: Job, steps: Sequence[PlanStep], force: bool) -> None:
         doable = [step for step in steps if step.refusal is None]
         for action, group in groupby(doable, key=lambda step: step.action):
-            await self._carry_out(job, action, list(group), desired, force)
-        if steps[-1].refusal is not None:
+            await self._carry_out(job, action, list(group), force)
+        if steps and steps[-1].refusal is not None:
             raise steps[-1].refusal
-        return Changed(f"{pf} is as {desired.source} says now, after {len(steps)} steps")
 
-    async def _carry_out(
-        self, job: Job, action: Action, steps: Sequence[PlanStep], desired: Desired, force: bool
-    ) -> None:
+    async def _carry_out(self, job: Job, action: Action, steps: Sequence[PlanStep], force: bool) -> None:
         first, pf = steps[0], self._hands.inventory.get_pf(steps[0].pf)
         match action:
             case Action.DESTROY:
@@ -107,38 +114,12 @@ class Applier:
                 await self._hands.creator.create(job, pf, first.count, first.driver, allow_short=False)
             case Action.CONFIGURE:
                 wishes = {index: wish for step in steps for index, wish in step.wishes.items()}
-                await self._configure(job, pf, wishes, desired)
+                await self._hands.configurer.set_all(job, pf, wishes)
             case Action.BIND:
                 for step in steps:
                     await self._bind(job, pf, step, force)
             case Action.LEAVE:
                 return
-
-    async def _configure(
-        self, job: Job, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
-    ) -> None:
-        """Set `wishes`; where the driver cannot do what nobody has asked for, without that."""
-        try:
-            await self._hands.configurer.set_all(job, pf, wishes)
-        except NotSupported:
-            asked = await self._leave_out_gifts(pf, wishes, desired)
-            if asked == wishes:
-                raise
-            asked = {index: wish for index, wish in asked.items() if any(wish.items())}
-            if asked:
-                await self._hands.configurer.set_all(job, pf, asked)
-
-    async def _leave_out_gifts(
-        self, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
-    ) -> Mapping[int, VfAttributes]:
-        lacking = self._hands.capabilities.lacking(pf.facts.driver, [Attribute.MAC])
-        told = {} if lacking else await self._hands.configurer.list_told(pf)
-        return {
-            index: wish
-            if told.get(index, VfAttributes()).mac is not None
-            else asked_attributes(desired, index, {index: wish.mac or ""})
-            for index, wish in wishes.items()
-        }
 
     async def _bind(self, job: Job, pf: Function, step: PlanStep, force: bool) -> None:
         vfs = self._hands.inventory.vfs_of(pf.address)

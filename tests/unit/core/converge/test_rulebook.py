@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,7 +178,7 @@ def test_a_pf_without_a_policy_has_no_plan() -> None:
     run_async(test())
 
 
-def test_exactly_the_plan_that_was_shown() -> None:
+def test_exactly_the_plan_that_was_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what changes between the question and the adapter's turn is noticed."""
 
     async def test() -> None:
@@ -189,16 +190,19 @@ def test_exactly_the_plan_that_was_shown() -> None:
             assert isinstance(job.error, PolicyConflict)
             assert len(site.vfs()) == 1
             shown = digest_all(await site.engine.campaign.plan([A], False))
-            lane = site.engine.executor._locks[site.engine.inventory.get_pf(A).adapter]
-            job = site.engine.campaign.apply([A], False, shown, WHO)
-            await site.until(lambda: job.stage.startswith("applying"))
-            await lane.acquire()
-            site.other(f"{A}/sriov_numvfs", "0")
-            lane.release()
-            await site.end(job)
-            if job.state is JobState.FAILED:
-                assert isinstance(job.error, PolicyConflict)
-                assert "has changed since it was shown: make 2 VFs" in job.outcome
+            look = site.engine.campaign.plan
+
+            async def look_and_be_overtaken(*args: Any) -> Any:
+                plans = await look(*args)
+                site.other(f"{A}/sriov_numvfs", "0")
+                return plans
+
+            with monkeypatch.context() as patch:
+                patch.setattr(site.engine.campaign, "plan", look_and_be_overtaken)
+                job = await site.apply(expected=shown)
+            assert isinstance(job.error, PolicyConflict)
+            assert "has changed since it was shown: make 2 VFs" in job.outcome
+            assert site.vfs() == []
             shown = digest_all(await site.engine.campaign.plan([A], False))
             assert (await site.apply(expected=shown)).state is JobState.DONE
             assert site.drivers() == ["vfio-pci"] * 2
