@@ -53,13 +53,22 @@ class Configurer:
     async def read(self, pf: Function) -> LinkReport:
         """The attributes of all VFs of `pf`. Raises NotSupported without a network interface, Stuck,
         BackendFailed."""
+        return _report_of(await self._read(pf))
+
+    async def list_told(self, pf: Function) -> Wishes:
+        """The attributes of the VFs of `pf`, of none where there are more VFs than the kernel can tell of.
+        Raises as read."""
+        failure = (result := await self._read(pf)).failure
+        if failure is not None and failure.errno == errno.EMSGSIZE:
+            return {}
+        return _report_of(result).vfs
+
+    async def _read(self, pf: Function) -> ChainResult:
         refuse_without_interface(pf)
         step = Step(Verb.READ_LINK, pf.address, "vfs")
         script = Script(f"reading the VFs of {pf.address}", (Chain(pf.address, (step,)),))
         (result,) = await self._executor.run(pf.adapter, script)
-        if result.failure is not None:
-            raise explain(result.failure)
-        return parse_report(result.value(Verb.READ_LINK) or "")
+        return result
 
     async def set_all(self, job: Job, pf: Function, wishes: Wishes) -> Result:
         """Bring the VFs of `pf` to `wishes`. Raises NotSupported, InvalidArgument, NoSuchFunction, Stuck,
@@ -168,6 +177,12 @@ def untold_by(pf: Function, untold: Sequence[Attribute]) -> NotSupported:
         " it cannot be verified.",
         "Leave it out of the request or policy.",
     )
+
+
+def _report_of(result: ChainResult) -> LinkReport:
+    if result.failure is not None:
+        raise explain(result.failure)
+    return parse_report(result.value(Verb.READ_LINK) or "")
 
 
 def _may_pass(failure: StepResult) -> bool:

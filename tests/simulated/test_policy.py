@@ -288,8 +288,8 @@ async def test_refused_attributes(host: DaemonProcess, case: Case) -> None:
     async with Client.connected(host.address) as client:
         await case.setup(client)
         before = await attributes_of(client, VF0) if case.setup is one_vf else {}
-        body: tuple[Any, ...] = (case.address, dict(case.attributes), {})
-        refusal = await client.refused("SetVFAttributes", "sa{sv}a{sv}", *body)
+        wish = dict(case.attributes)
+        refusal = await client.refused("SetVFAttributes", "sa{sv}a{sv}", case.address, wish, {})
         refusal.check(case.error, *case.says)
         if before:
             assert await attributes_of(client, VF0) == before

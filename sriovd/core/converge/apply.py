@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sriovd.backend.steps import Verb
-from sriovd.backend.vf_attributes import Attribute, VfAttributes
 from sriovd.core import scripts
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
@@ -22,7 +21,6 @@ from sriovd.core.converge.plan import (
     Desired,
     PfState,
     PlanStep,
-    asked_attributes,
     digest,
     plan_pf,
     wants_stable_macs,
@@ -91,16 +89,24 @@ class Applier:
             )
         if not steps:
             return Unchanged(f"{pf} is as {desired.source} says")
+        described = f"{pf} is as {desired.source} says now, after {len(steps)} steps"
+        while True:
+            try:
+                await self._carry_out_all(job, steps, force)
+                return Changed(described)
+            except NotSupported:  # now more is known of what the driver cannot do: the rest may be possible
+                before, steps = steps, await self.look_and_plan(pf, desired, force)
+                if digest(steps) == digest(before):
+                    raise
+
+    async def _carry_out_all(self, job: Job, steps: Sequence[PlanStep], force: bool) -> None:
         doable = [step for step in steps if step.refusal is None]
         for action, group in groupby(doable, key=lambda step: step.action):
-            await self._carry_out(job, action, list(group), desired, force)
-        if steps[-1].refusal is not None:
+            await self._carry_out(job, action, list(group), force)
+        if steps and steps[-1].refusal is not None:
             raise steps[-1].refusal
-        return Changed(f"{pf} is as {desired.source} says now, after {len(steps)} steps")
 
-    async def _carry_out(
-        self, job: Job, action: Action, steps: Sequence[PlanStep], desired: Desired, force: bool
-    ) -> None:
+    async def _carry_out(self, job: Job, action: Action, steps: Sequence[PlanStep], force: bool) -> None:
         first, pf = steps[0], self._hands.inventory.get_pf(steps[0].pf)
         match action:
             case Action.DESTROY:
@@ -110,38 +116,12 @@ class Applier:
                 await self._hands.creator.create(job, pf, first.count, first.driver, allow_short=False)
             case Action.CONFIGURE:
                 wishes = {index: wish for step in steps for index, wish in step.wishes.items()}
-                await self._configure(job, pf, wishes, desired)
+                await self._hands.configurer.set_all(job, pf, wishes)
             case Action.BIND:
                 for step in steps:
                     await self._bind(job, pf, step, force)
             case Action.LEAVE:
                 return
-
-    async def _configure(
-        self, job: Job, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
-    ) -> None:
-        """Set `wishes`; where the driver cannot do what nobody has asked for, without that."""
-        try:
-            await self._hands.configurer.set_all(job, pf, wishes)
-        except NotSupported:
-            asked = await self._leave_out_gifts(pf, wishes, desired)
-            if asked == wishes:
-                raise
-            asked = {index: wish for index, wish in asked.items() if any(wish.items())}
-            if asked:
-                await self._hands.configurer.set_all(job, pf, asked)
-
-    async def _leave_out_gifts(
-        self, pf: Function, wishes: Mapping[int, VfAttributes], desired: Desired
-    ) -> Mapping[int, VfAttributes]:
-        lacking = self._hands.capabilities.lacking(pf.facts.driver, [Attribute.MAC])
-        told = {} if lacking else await self._read_attributes(pf)
-        return {
-            index: wish
-            if told.get(index, VfAttributes()).mac is not None
-            else asked_attributes(desired, index, {index: wish.mac or ""})
-            for index, wish in wishes.items()
-        }
 
     async def _bind(self, job: Job, pf: Function, step: PlanStep, force: bool) -> None:
         vfs = self._hands.inventory.vfs_of(pf.address)
@@ -158,7 +138,7 @@ class Applier:
         attributes = None
         if pf.facts.net_interfaces:
             matter = stable or any(any(wish.attributes.items()) for wish in wishes)
-            attributes = await self._read_attributes(pf) if matter and vfs else {}
+            attributes = await self._hands.configurer.list_told(pf) if matter and vfs else {}
         return PfState(
             pf=pf,
             vfs=vfs,
@@ -188,13 +168,6 @@ class Applier:
             for index, result in zip(asked, results, strict=True)
             if result.ok and result.value(Verb.READ_DRIVER_OVERRIDE) != NONE
         )
-
-    async def _read_attributes(self, pf: Function) -> Mapping[int, VfAttributes]:
-        """Nothing where the driver, or the kernel of so many VFs, cannot tell."""
-        try:
-            return (await self._hands.configurer.read(pf)).vfs
-        except NotSupported:
-            return {}
 
 
 def describe_steps(steps: Sequence[PlanStep]) -> str:

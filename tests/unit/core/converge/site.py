@@ -107,6 +107,11 @@ class Site:
     async def apply(self, *pfs: PciAddress, force: bool = False, expected: str = "") -> Job:
         return await self.end(self.engine.campaign.apply(pfs or (A,), force, expected, "uid 0"))
 
+    def jobs(self) -> Sequence[Job]:
+        """Every job there was, the first ones first."""
+        found = (self.engine.jobs.get(number) for number in range(1, 1000))
+        return [job for job in found if job is not None]
+
     async def until(self, condition: Callable[[], Any], what: str = "") -> None:
         """Wait until `condition` holds; fails naming `what` if it never does."""
         try:

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from sriovd.backend.base import Fault
+from sriovd.backend.base import Fault, Holder
 from sriovd.backend.model import PROFILES
 from sriovd.backend.steps import Verb
 from sriovd.core.converge import keeper
 from sriovd.core.converge.standing import Condition
 from sriovd.core.jobs import JobState
+from sriovd.core.lifecycle import CountOptions
 from sriovd.pci import PciAddress
 from tests.unit.core.converge.site import POLICY_OF_A, A, B, Site, made_site, run_async
 
@@ -311,5 +312,84 @@ def test_a_refusal_of_one_pf_stops_no_other_of_its_adapter(monkeypatch: pytest.M
             assert (site.drivers(), site.drivers(other)) == ([], ["vfio-pci"])
             assert site.standing().condition is Condition.REFUSED
             assert site.standing(other).condition is Condition.IN_SYNC
+
+    run_async(test())
+
+
+def test_in_use_attributes_are_repaired_and_drivers_are_not() -> None:
+    async def test() -> None:
+        async with made_site(watching=True, policy=POLICY_OF_A + VLAN) as site:
+            await converged(site)
+            site.other_binds(site.vfs()[1], "pci-stub")
+            leased = site.vfs()[1].address
+            site.engine.usage.lease_of = lambda vf: "'a' (uid 1, lease 1)" if vf == leased else ""
+            site.backend.open_device(site.vfs()[0].address, Holder(7, "qemu"))
+            site.backend.set_vf_attribute(A, "0 vlan 7 0 802.1Q")
+            await site.until(lambda: site.attributes()[0].vlan == 100, "repaired")
+            await converged(site)  # the driver of a leased VF is its lease's
+            assert site.drivers() == ["vfio-pci", "pci-stub"]
+            site.write_policy((POLICY_OF_A + VLAN).replace('"vfio-pci"', '"pci-stub"'))
+            await site.engine.policy.reload()
+            await site.until(lambda: site.standing().condition is Condition.REFUSED, "refused")
+            assert "held open by qemu (pid 7)" in site.standing().reason
+            assert (site.drivers(), site.writes) == (["vfio-pci", "pci-stub"], [])
+            site.backend.close_device(site.vfs()[0].address)
+            site.engine.policy.note_pf(A)
+            await site.until(lambda: site.drivers() == ["pci-stub"] * 2, "bound when it is free")
+
+    run_async(test())
+
+
+def test_an_apply_and_a_repair_that_meet_do_it_once() -> None:
+    async def test() -> None:
+        async with made_site(watching=True, policy=POLICY_OF_A + VLAN) as site:
+            await converged(site)
+            for asked in (False, True):
+                site.other(f"{A}/sriov_numvfs", "0")
+                if asked:
+                    await site.until_look()
+                    assert (await site.apply()).state is JobState.DONE
+                await site.until(lambda: site.drivers() == ["vfio-pci"] * 2, "repaired")
+                await site.until_in_sync()
+                await site.until_idle()
+                assert len([each for each in site.writes if "sriov_numvfs" in each]) == 1
+                site.clear()
+
+    run_async(test())
+
+
+def test_a_look_waits_for_the_job_of_a_verb() -> None:
+    """What is half done by sriovd itself is no drift."""
+    policy = POLICY_OF_A.replace("num-vfs = 2\n", "")
+
+    async def test() -> None:
+        async with made_site(watching=True, policy=policy, time_scale=0.1) as site:
+            await site.until_in_sync()
+            options = CountOptions(driver="vfio-pci")
+            job = await site.end(site.engine.lifecycle.set_num_vfs(A, 7, options, "uid 0"))
+            assert job.state is JobState.DONE
+            await site.until_idle()
+            assert site.drivers() == ["vfio-pci"] * 7
+            assert "ApplyPolicy" not in {each.operation for each in site.jobs()}
+            assert site.standing().condition is Condition.IN_SYNC
+
+    run_async(test())
+
+
+def test_events_that_were_lost_are_made_up_for() -> None:
+    """The kernel tells of nothing, and then that it did not."""
+
+    async def test() -> None:
+        async with made_site(watching=True, policy=POLICY_OF_A + VLAN) as site:
+            await converged(site)
+            site.backend.switch_interface(A, on=False)
+            await site.until_look()
+            await site.until_idle()
+            site.backend.set_vf_attribute(A, "0 vlan 7 0 802.1Q")  # silent while the interface is down
+            await site.until_idle()
+            assert site.attributes()[0].vlan == 7
+            site.backend.lose_events(1)
+            site.other(f"{B}/sriov_numvfs", "1")
+            await site.until(lambda: site.attributes()[0].vlan == 100, "repaired")
 
     run_async(test())

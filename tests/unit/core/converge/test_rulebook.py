@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sriovd.backend.base import Fault
+from sriovd.backend.simulated.drivers import DRIVERS
+from sriovd.backend.simulated.netdev import NO_MAC
 from sriovd.backend.steps import Verb
+from sriovd.backend.vf_attributes import Attribute
 from sriovd.core.attributes import make_wish
 from sriovd.core.converge.campaign import digest_all
 from sriovd.core.converge.plan import Action
 from sriovd.core.converge.standing import Condition
-from sriovd.core.errors import Cancelled, InvalidArgument, PolicyConflict
+from sriovd.core.errors import Cancelled, InvalidArgument, NotSupported, PolicyConflict
 from sriovd.core.jobs import Job, JobState
 from sriovd.core.lifecycle import CountOptions
 from sriovd.pci import PciAddress
@@ -177,7 +182,7 @@ def test_a_pf_without_a_policy_has_no_plan() -> None:
     run_async(test())
 
 
-def test_exactly_the_plan_that_was_shown() -> None:
+def test_exactly_the_plan_that_was_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what changes between the question and the adapter's turn is noticed."""
 
     async def test() -> None:
@@ -189,16 +194,19 @@ def test_exactly_the_plan_that_was_shown() -> None:
             assert isinstance(job.error, PolicyConflict)
             assert len(site.vfs()) == 1
             shown = digest_all(await site.engine.campaign.plan([A], False))
-            lane = site.engine.executor._locks[site.engine.inventory.get_pf(A).adapter]
-            job = site.engine.campaign.apply([A], False, shown, WHO)
-            await site.until(lambda: job.stage.startswith("applying"))
-            await lane.acquire()
-            site.other(f"{A}/sriov_numvfs", "0")
-            lane.release()
-            await site.end(job)
-            if job.state is JobState.FAILED:
-                assert isinstance(job.error, PolicyConflict)
-                assert "has changed since it was shown: make 2 VFs" in job.outcome
+            look = site.engine.campaign.plan
+
+            async def look_and_be_overtaken(*args: Any) -> Any:
+                plans = await look(*args)
+                site.other(f"{A}/sriov_numvfs", "0")
+                return plans
+
+            with monkeypatch.context() as patch:
+                patch.setattr(site.engine.campaign, "plan", look_and_be_overtaken)
+                job = await site.apply(expected=shown)
+            assert isinstance(job.error, PolicyConflict)
+            assert "has changed since it was shown: make 2 VFs" in job.outcome
+            assert site.vfs() == []
             shown = digest_all(await site.engine.campaign.plan([A], False))
             assert (await site.apply(expected=shown)).state is JobState.DONE
             assert site.drivers() == ["vfio-pci"] * 2
@@ -248,5 +256,45 @@ def test_no_vf_is_left_without_attributes_and_with_a_driver() -> None:
             site.backend.clear_faults()
             assert (await site.apply()).state is JobState.DONE
             assert site.drivers() == ["igbvf", "vfio-pci"]
+
+    run_async(test())
+
+
+def test_what_comes_out_on_the_way_stops_only_what_needs_it() -> None:
+    """VF 1 shall have what the driver turns out not to know; VF 0 and its address have nothing to do with
+    it."""
+    policy = POLICY_OF_A + '[vf."1"]\nlink-state = "enable"\n'
+
+    async def test() -> None:
+        async with made_site(policy=policy) as site:
+            await loaded(site)
+            job = await site.apply()
+            assert isinstance(job.error, NotSupported)
+            assert "igb cannot set link-state" in job.outcome
+            macs = await site.engine.identities.macs_of(A, 2)
+            assert [vf.mac for vf in site.attributes()] == [macs[0], NO_MAC]
+            assert site.drivers() == ["", ""]  # none is handed out
+            site.clear()
+            assert isinstance((await site.apply()).error, NotSupported)
+            assert site.writes == []
+
+    run_async(test())
+
+
+def test_an_address_that_nobody_asked_for_fails_no_policy() -> None:
+    drivers = [
+        replace(each, link=replace(each.link, attributes=frozenset({Attribute.VLAN})))
+        if each.name == "igb"
+        else each
+        for each in DRIVERS
+    ]
+
+    async def test() -> None:
+        async with made_site(policy=FULL, drivers=drivers) as site:
+            await loaded(site)
+            assert (await site.apply()).state is JobState.DONE
+            assert (site.drivers(), site.attributes()[0].vlan) == (["igbvf", "vfio-pci"], 100)
+            site.clear()
+            assert (await site.apply()).outcome.startswith("Unchanged: ")
 
     run_async(test())
