@@ -7,6 +7,7 @@ different drivers, so none is left to chance.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping
 
@@ -23,13 +24,15 @@ class Identities:
         self._store = store
         self._macs = dict(macs)
         self._taken = set(self._macs.values())
+        self._lock = asyncio.Lock()
 
     async def macs_of(self, pf: PciAddress, count: int) -> Mapping[int, str]:
         """The addresses of the first `count` VFs of `pf` by index; those that are missing are made."""
-        missing = {(pf, index): self._make() for index in range(count) if (pf, index) not in self._macs}
-        if missing:
-            await self._store.put_macs(missing)
-            self._macs |= missing
+        async with self._lock:  # else two callers would make two addresses for one place
+            missing = {(pf, index): self._make() for index in range(count) if (pf, index) not in self._macs}
+            if missing:
+                await self._store.put_macs(missing)
+                self._macs |= missing
         return {index: self._macs[pf, index] for index in range(count)}
 
     def _make(self) -> str:

@@ -4,7 +4,8 @@ Rule: an intent is on disk before its first kernel write, its outcome after the 
 here keeps it in memory too and reads the database once, at start; what it gives is awaited before anybody is
 told. The database is touched by one thread of its own, so that a slow disk never stops the daemon answering.
 
-kill -9 at any moment leaves the last commit. A database that cannot be read is put aside, never deleted.
+kill -9 at any moment leaves the last commit. A database that cannot be read is put aside, never deleted. One
+daemon at a time has it: a second would mend what the first is in the middle of.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sriovd.backend.steps import Script
+from sriovd.core.errors import BackendFailed
 from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ T = TypeVar("T")
 
 MEMORY = ":memory:"
 _VERSION = 1
+_PATIENCE_SEC = 5.0  # for a daemon that is just ending
 _INTENTS_KEPT = 1000  # ended ones: the trail of what was done
 _SCHEMA = """
 CREATE TABLE intents (
@@ -37,6 +40,8 @@ CREATE INDEX open_intents ON intents (id) WHERE outcome IS NULL;
 CREATE TABLE generations (
     address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, generation INTEGER NOT NULL);
 CREATE TABLE macs (pf TEXT NOT NULL, vf INTEGER NOT NULL, mac TEXT NOT NULL UNIQUE, PRIMARY KEY (pf, vf));
+CREATE TABLE quarantines (
+    address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE quieted (pf TEXT PRIMARY KEY, boot TEXT NOT NULL);
 CREATE TABLE unsupported (
     driver TEXT NOT NULL, attribute TEXT NOT NULL, kernel TEXT NOT NULL,
@@ -79,7 +84,8 @@ class Saved:
     intents: tuple[Intent, ...] = ()
     generations: Mapping[PciAddress, Generation] = field(default_factory=dict)
     macs: Mapping[tuple[PciAddress, int], str] = field(default_factory=dict)
-    quieted: frozenset[PciAddress] = frozenset()  # of this boot
+    quarantines: Mapping[PciAddress, tuple[int, str]] = field(default_factory=dict)  # identity, reason
+    quieted: frozenset[PciAddress] = frozenset()  # of this boot, as the quarantines
     unsupported: frozenset[tuple[str, str]] = frozenset()  # PF driver and attribute, on this kernel
     policies: Mapping[str, str] = field(default_factory=dict)
     leases: tuple[tuple[bool, dict[str, Any]], ...] = ()  # of the same boot?, and the record
@@ -112,6 +118,12 @@ class Store:
                 for address, boot, identity, generation in rows("SELECT * FROM generations")
             },
             macs={(PciAddress.parse(pf), index): mac for pf, index, mac in rows("SELECT * FROM macs")},
+            quarantines={
+                PciAddress.parse(address): (identity, reason)
+                for address, identity, reason in rows(
+                    "SELECT address, identity, reason FROM quarantines WHERE boot = ?", (self._boot,)
+                )
+            },
             quieted=frozenset(
                 PciAddress.parse(pf)
                 for (pf,) in rows("SELECT pf FROM quieted WHERE boot = ?", (self._boot,))
@@ -158,9 +170,17 @@ class Store:
         statement = "INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)"
         await self._write(*((statement, (str(each), self._boot, *row)) for each, row in rows.items()))
 
+    def put_quarantine(self, address: PciAddress, identity: int, reason: str) -> Awaitable[None]:
+        """The function of that identity is out of service because of `reason`; empty: it is back. On its way
+        to the disk when this returns: whatever is given to the store later comes after it."""
+        if not reason:
+            return self._write(("DELETE FROM quarantines WHERE address = ?", (str(address),)))
+        row = (str(address), self._boot, identity, reason)
+        return self._write(("INSERT OR REPLACE INTO quarantines VALUES (?, ?, ?, ?)", row))
+
     async def put_macs(self, rows: Mapping[tuple[PciAddress, int], str]) -> None:
         """Administrative MAC addresses that have been given to places, for ever."""
-        statement = "INSERT OR REPLACE INTO macs VALUES (?, ?, ?)"
+        statement = "INSERT INTO macs VALUES (?, ?, ?)"
         await self._write(*((statement, (str(pf), index, mac)) for (pf, index), mac in rows.items()))
 
     async def put_quieted(self, pf: PciAddress, quieted: bool) -> None:
@@ -192,7 +212,7 @@ class Store:
         """The lease has ended."""
         await self._write(("DELETE FROM leases WHERE number = ?", (number,)))
 
-    async def _write(self, *statements: tuple[str, Sequence[Any]]) -> None:
+    def _write(self, *statements: tuple[str, Sequence[Any]]) -> Awaitable[None]:
         """All of `statements` or none."""
 
         def write() -> None:
@@ -201,37 +221,66 @@ class Store:
                 for statement, row in statements:
                     self._database.execute(statement, row)
 
-        await self._do(write)
+        return self._do(write)
 
-    async def _do(self, work: Callable[[], T]) -> T:
-        if self._thread is None:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def _do(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Give `work` to the thread, which does one after the other; raises BackendFailed when the disk does
+        not take it."""
+
+        def attempt() -> T:
+            try:
+                return work()
+            except sqlite3.Error as error:
+                hint = "Look whether the disk of its state directory is full or broken."
+                raise BackendFailed(f"sriovd's database cannot be written: {error}.", hint) from error
+
+        loop = asyncio.get_running_loop()
+        if self._thread is not None:
+            return loop.run_in_executor(self._thread, attempt)
+        done: asyncio.Future[T] = loop.create_future()
+        done.set_result(attempt())
+        return done
 
 
 def _open(path: str) -> sqlite3.Connection:
-    """The database at `path`, made if there is none; one that is no database is put aside."""
+    """The database at `path`, made if there is none; one that is broken is put aside."""
     try:
         return _connect(path)
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path} cannot be opened: {error}") from error
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) or not os.path.exists(path):
-            raise OSError(f"{path} cannot be opened: {error}") from error
         aside = f"{path}.broken-{time.time_ns()}"
-        os.rename(path, aside)
+        for suffix in ("", "-wal"):
+            if os.path.exists(path + suffix):
+                os.rename(path + suffix, aside + suffix)
         _log.error("%s cannot be read (%s) and was put aside as %s", path, error, aside)
         return _connect(path)
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    """Raises DatabaseError for what is no whole database, OperationalError when another process has it."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_SEC)
+    try:
+        _prepare(database, path)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _prepare(database: sqlite3.Connection, path: str) -> None:
+    """Have it for ourselves, see that it is whole, and make what is not there yet."""
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version not in (0, _VERSION):
+        raise OSError(f"{path} is of version {version}; this sriovd reads version {_VERSION}")
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
-    (version,) = database.execute("PRAGMA user_version").fetchone()
+    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
     if version == 0:
         database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-    elif version != _VERSION:
-        raise OSError(f"{path} is of version {version}; this sriovd reads version {_VERSION}")
-    return database
 
 
 def _counter(database: sqlite3.Connection, name: str) -> int:
