@@ -23,6 +23,7 @@ from sriovd.core.jobs import REQUESTER
 
 _log = logging.getLogger(__name__)
 
+DONE = "done"  # the outcome of a script that did all
 HOST = "host"  # the lane of writes that concern no single adapter
 
 # Seconds that one step may take. Seen: i40e 22 s for 64 VFs, ixgbe over 60 s, mlx5 65 s for 125; an FLR that
@@ -102,6 +103,7 @@ class Executor:
         self._journal = journal
         self._locks: dict[str, asyncio.Lock] = {}
         self._stuck: dict[str, str] = {}
+        self._failed: dict[str, list[tuple[int, str]]] = {}  # intents that are still open, by adapter
         self._hotplug = _HotplugLock()
         self._watchers: set[asyncio.Task[None]] = set()
         self.on_stuck: Callable[[str, str], None] = lambda _adapter, _evidence: None
@@ -114,7 +116,14 @@ class Executor:
         async with self._locks.setdefault(adapter, asyncio.Lock()):
             self.refuse_stuck(adapter)
             async with self._hotplug.hold(exclusive):
-                yield
+                try:
+                    yield
+                except asyncio.CancelledError:
+                    raise  # as a daemon does that is killed, this leaves them open
+                except BaseException:
+                    await self._settle(adapter)
+                    raise
+                await self._settle(adapter)
 
     async def run(
         self,
@@ -129,8 +138,9 @@ class Executor:
         """Execute `script`; the caller has the lane. Gives the results of the chains that were tried.
 
         `cleanup` runs when a write that was abandoned comes back after all. Raises Stuck when a step is
-        over its deadline, BackendFailed when the helper died. Whoever is cancelled meanwhile leaves an open
-        intent, as a daemon does that is killed.
+        over its deadline, BackendFailed when the helper died or the journal cannot be written. Whoever is
+        cancelled meanwhile leaves an open intent, as a daemon does that is killed; so does a script that did
+        not do all, until its lane is given back: whoever has the lane may be about to undo it.
         """
         if not script.writes:
             return await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
@@ -138,10 +148,26 @@ class Executor:
         try:
             results = await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
         except (Stuck, BackendFailed) as error:
-            await self._journal.finish(intent, error.message)
+            self._failed.setdefault(adapter, []).append((intent, error.message))
             raise
-        await self._journal.finish(intent, _describe_outcome(script, results))
+        outcome = _describe_outcome(script, results)
+        if outcome == DONE:
+            await self._finish(intent, outcome)
+        else:
+            self._failed.setdefault(adapter, []).append((intent, outcome))
         return results
+
+    async def _settle(self, adapter: str) -> None:
+        """Nothing of what failed will be undone any more."""
+        for intent, outcome in self._failed.pop(adapter, []):
+            await self._finish(intent, outcome)
+
+    async def _finish(self, intent: int, outcome: str) -> None:
+        """What was done is done: a journal that cannot be written is no reason to fail, or to undo it."""
+        try:
+            await self._journal.finish(intent, outcome)
+        except BackendFailed as error:
+            _log.error("The outcome of intent %d (%s) is not in the journal: %s", intent, outcome, error)
 
     async def _execute(
         self,
@@ -215,7 +241,7 @@ def _describe_outcome(script: Script, results: Sequence[ChainResult]) -> str:
     failed = next((each.failure for each in results if each.failure is not None), None)
     if failed is not None:
         return f"{failed.step}: {errno.errorcode.get(failed.errno, failed.errno) or failed.value}"
-    return "done" if len(results) == len(script.chains) else f"{len(results)} of {len(script.chains)} chains"
+    return DONE if len(results) == len(script.chains) else f"{len(results)} of {len(script.chains)} chains"
 
 
 def _stuck_error(adapter: str, evidence: str) -> Stuck:
