@@ -94,9 +94,9 @@ class Creator:
             raise
         return sum(result.ok and self._is_on(result, driver) for result in results[1:])
 
-    async def note_mended(self, pf: PciAddress, quieted: bool) -> None:
-        """The flag of `pf` was put right after a daemon was killed; whether it is still ours to put back."""
-        await self._note_quieted(pf, quieted)
+    async def note_mended(self, pf: PciAddress) -> None:
+        """The flag of `pf` was put back after a daemon was killed."""
+        await self._note_quieted(pf, False)
 
     async def _note_quieted(self, pf: PciAddress, quieted: bool) -> None:
         """Remember, before the flag is written, whose sriov_drivers_autoprobe is ours to put back."""

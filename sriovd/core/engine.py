@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from sriovd.backend.base import Backend
@@ -23,13 +24,14 @@ from sriovd.core.execute import Executor
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Change, FunctionChange, Inventory
 from sriovd.core.jobs import JobRegistry
+from sriovd.core.kernel_errors import raise_first_failure
 from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.lease.work import LeaseWork, Site
 from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
-from sriovd.core.store import MEMORY, Store
+from sriovd.core.store import MEMORY, Intent, Store
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
@@ -81,15 +83,27 @@ class Engine:
         self.usage.lease_of = self.leases.describe_lease_of
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook)
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()  # writes to the store
+        self._menders: list[asyncio.Task[None]] = []
         self.inventory.listen(self._note_generation)
+        self.inventory.listen(self._note_quarantine)
 
     async def look_around(self) -> None:
         """Adopt the host as it is, and mend what was left half done. Writes nothing where all is well."""
         await self.picture.rescan()
-        for leftover in await self.backend.find_leftovers():
+        for address, (identity, reason) in self._saved.quarantines.items():
+            function = self.inventory.functions.get(address)
+            if function is not None and function.facts.identity == identity:
+                self._quarantine(address, reason)
+        leftovers = await self.backend.find_leftovers()
+        for leftover in leftovers:
             self.executor.adopt(leftover)
-        await self._mend()
+        for adapter in sorted(self._list_unmended()):
+            hanging = [each.finished for each in leftovers if each.adapter == adapter]
+            if hanging:
+                self._menders.append(asyncio.create_task(self._mend_later(adapter, hanging)))
+            else:
+                await self._mend(adapter)
 
     def take_up_leases(self, kept: frozenset[int]) -> None:
         """Carry on with the leases of former daemons. `kept`: those whose descriptor has outlived them."""
@@ -104,29 +118,65 @@ class Engine:
     async def close(self) -> None:
         """Put on disk what is still to be put there."""
         self.policy.stop()
+        for task in self._menders:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.store.close()
 
-    async def _mend(self) -> None:
-        functions = self.inventory.functions
-        counts = {pf: len(self.inventory.vfs_of(pf)) for pf in self._saved.quieted}
-        mending = find_mending(self._saved.intents, functions, counts, self._saved.quieted)
-        for address, reason in mending.stranded.items():
-            self.inventory.quarantine(address, reason)
-            text = f"{address} is quarantined: {reason}"
-            announce(_log, Message.QUARANTINED, text, address=str(address))
-        for pf, script in mending.scripts:
-            try:
-                async with self.executor.lane(pf.adapter):
-                    await self.executor.run(pf.adapter, script)
-            except SriovdError as error:
-                _log.warning("%s could not be done at start: %s", script.title, error)
-                continue
-            await self.creator.note_mended(pf.address, bool(counts[pf.address]))
-        for intent in self._saved.intents:
+    def _list_unmended(self) -> set[str]:
+        """The adapters on which a former daemon has left something open; some may be away."""
+        return {intent.adapter for intent in self._saved.intents} | {
+            str(pf.slot) for pf in self._saved.quieted
+        }
+
+    async def _mend_later(self, adapter: str, hanging: Sequence[asyncio.Future[None]]) -> None:
+        """What still hangs is in the middle of it; how far it came is known when it has returned."""
+        await asyncio.wait(hanging)
+        await self._mend(adapter)
+
+    async def _mend(self, adapter: str) -> None:
+        intents = [each for each in self._saved.intents if each.adapter == adapter]
+        try:
+            async with self.executor.lane(adapter):
+                await self._mend_in_lane(adapter, intents)
+        except SriovdError as error:
+            _log.error("Adapter %s was not mended, the next start will try again: %s", adapter, error)
+            return
+        for intent in intents:
             _log.warning("Interrupted when sriovd last ended: %s, for %s", intent.title, intent.requester)
             await self.store.finish(intent.number, "interrupted: sriovd ended meanwhile")
+
+    async def _mend_in_lane(self, adapter: str, intents: Sequence[Intent]) -> None:
+        known = self.inventory.adapters.get(adapter)
+        pfs = known.physical_functions if known else ()
+        for pf in pfs:
+            await self.picture.refresh(self.picture.family(pf))
+        counts = {pf: len(self.inventory.vfs_of(pf)) for pf in pfs}
+        quieted = self._saved.quieted.intersection(pfs)
+        mending = find_mending(intents, self.inventory.functions, counts, quieted)
+        for address, reason in mending.stranded.items():
+            self._quarantine(address, reason)
+        for function, script in mending.scripts:
+            raise_first_failure(await self.executor.run(adapter, script))
+            self.picture.look_at(function.address)
+        for pf in mending.settled:
+            await self.creator.note_mended(pf)
+
+    def _quarantine(self, address: PciAddress, reason: str) -> None:
+        self.inventory.quarantine(address, reason)
+        text = f"{address} is quarantined: {reason}"
+        announce(_log, Message.QUARANTINED, text, address=str(address))
+
+    def _note_quarantine(self, change: Change) -> None:
+        """Kept while the function lives. On its way to the disk before the intent behind it is closed."""
+        if not isinstance(change, FunctionChange) or change.before is None:
+            return
+        before, after = change.before, change.after
+        reason = after.quarantine if after is not None else ""
+        if reason != before.quarantine:
+            identity = before.facts.identity
+            self._await_kept(self.store.put_quarantine(before.address, identity, reason))
 
     def _note_generation(self, change: Change) -> None:
         match change:
@@ -140,6 +190,16 @@ class Engine:
 
     def _store_generations(self) -> None:
         rows, self._new = self._new, {}
-        task = asyncio.create_task(self.store.put_generations(rows))
+        self._await_kept(self.store.put_generations(rows))
+
+    def _await_kept(self, work: Awaitable[None]) -> None:
+        """See `work` through, for which nobody waits."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("Not everything that must outlive this process was stored: %s", error)

@@ -6,6 +6,7 @@ takes back exactly what a chain did.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sriovd.backend.base import FunctionFacts
@@ -57,6 +58,12 @@ def bind_chain(binding: Binding) -> Chain:
 def unbind_chain(address: PciAddress, driver: str) -> Chain:
     """Away from `driver`; the override stays as it is."""
     return Chain(address, (Step(Verb.UNBIND, address, driver), Step(Verb.READ_DRIVER, address, expect="")))
+
+
+def read_overrides_script(addresses: Sequence[PciAddress]) -> Script:
+    """What each of `addresses` is kept for."""
+    chains = (Chain(each, (Step(Verb.READ_DRIVER_OVERRIDE, each),)) for each in addresses)
+    return Script("reading driver overrides", tuple(chains))
 
 
 def settles_at_once(wanted: str) -> bool:
@@ -158,7 +165,7 @@ def destroy_script(pf: FunctionFacts, have: int, restore_autoprobe: bool) -> Scr
     """From `have` VFs to none; and the flag that create_script turned off back on."""
     chains = [Chain(pf.address, (Step(Verb.SET_NUM_VFS, pf.address, "0"),))] if have else []
     if restore_autoprobe:
-        chains.append(Chain(pf.address, (Step(Verb.SET_AUTOPROBE, pf.address, "1"),)))
+        chains += loosen_script(pf).chains
     return Script(f"setting 0 VFs on {pf.address}", tuple(chains), stop_on_failure=True)
 
 
@@ -183,6 +190,12 @@ def quieten_script(quiet_pf: FunctionFacts | None) -> Script | None:
         return None
     step = Step(Verb.SET_AUTOPROBE, quiet_pf.address, "0")
     return Script(f"keeping drivers away from VFs of {quiet_pf.address}", (Chain(step.address, (step,)),))
+
+
+def loosen_script(pf: FunctionFacts) -> Script:
+    """Offer VFs to drivers again."""
+    step = Step(Verb.SET_AUTOPROBE, pf.address, "1")
+    return Script(f"letting drivers have VFs of {pf.address}", (Chain(step.address, (step,)),))
 
 
 def reset_script(address: PciAddress) -> Script:
