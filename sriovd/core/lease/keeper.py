@@ -291,14 +291,14 @@ class LeaseKeeper:
             self._watches.discard(lease.number)
 
     async def _forget(self, lease: Lease) -> None:
+        address = self.vf_address(lease)
+        if address is not None:  # first: a quarantine that outlives its lease would be nobody's to lift
+            self._inventory.quarantine(address, "")
         await self._store.forget_lease(lease.number)
         del self._leases[lease.number]
         del self._places[lease.pf, lease.index]
         self._runners.pop(lease.number, None)
         del self._rows[lease.number]
-        address = self.vf_address(lease)
-        if address is not None:
-            self._inventory.quarantine(address, "")
         self.on_end(lease)
         self._wake(lease.number)
 
