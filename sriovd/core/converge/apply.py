@@ -7,11 +7,13 @@ be done ends it, with its typed error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from sriovd.backend.steps import Verb
 from sriovd.backend.vf_attributes import VfAttributes
+from sriovd.core import scripts
 from sriovd.core.binder import Binder
 from sriovd.core.capabilities import Capabilities
 from sriovd.core.configurer import Configurer
@@ -33,6 +35,7 @@ from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job
 from sriovd.core.picture import Picture
 from sriovd.core.results import Changed, Result, Unchanged
+from sriovd.core.scripts import NONE
 from sriovd.core.usage import Usage
 from sriovd.pci import PciAddress
 
@@ -126,6 +129,27 @@ class Applier:
             macs=await hands.identities.macs_of(address, count) if stable else {},
             unsupported=frozenset(hands.capabilities.lacking_of(pf.facts.driver)),
             kept=frozenset(index for index, vf in vfs.items() if hands.usage.lease_of(vf.address)),
+            loose=await self._find_loose(pf, vfs, desired),
+        )
+
+    async def _find_loose(
+        self, pf: Function, vfs: Mapping[int, Function], desired: Desired
+    ) -> frozenset[int]:
+        """VFs that shall be without a driver and are, but only until one comes: a daemon that was killed had
+        not come to them."""
+        asked = [
+            index
+            for index, vf in vfs.items()
+            if desired.wish.vf(index).driver == NONE and not vf.facts.driver
+        ]
+        if not asked:
+            return frozenset()
+        script = scripts.read_overrides_script([vfs[index].address for index in asked])
+        results = await self._hands.executor.run(pf.adapter, script)
+        return frozenset(
+            index
+            for index, result in zip(asked, results, strict=True)
+            if result.ok and result.value(Verb.READ_DRIVER_OVERRIDE) != NONE
         )
 
     async def _read_attributes(self, pf: Function) -> dict[int, VfAttributes] | None:

@@ -82,6 +82,7 @@ class PfState:
     unsupported: frozenset[Attribute] = frozenset()
     users: Mapping[int, str] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
+    loose: frozenset[int] = frozenset()
 
 
 def plan_pf(state: PfState, desired: Desired, force: bool = False) -> tuple[PlanStep, ...]:
@@ -197,7 +198,7 @@ def _bind(state: PfState, desired: Desired, force: bool) -> Iterator[PlanStep]:
     astray = [
         index
         for index, vf in sorted(state.vfs.items())
-        if index not in state.kept and not _is_on(vf, desired.wish.vf(index).driver)
+        if index not in state.kept and not _is_on(vf, desired.wish.vf(index).driver, index in state.loose)
     ]
     used = {index: state.users[index] for index in astray if index in state.users}
     refusal = None if force else _refuse_users(used, "rebinding")
@@ -220,10 +221,11 @@ def _bind_groups(
         )  # fmt: skip
 
 
-def _is_on(vf: Function, driver: str | None) -> bool:
-    """Whether a VF needs no bind. None of its own is as good as kept without: the override that keeps
-    drivers away was set when it was bound to `none`, and cannot be read without a lock."""
-    return driver is None or is_satisfied(vf.facts, driver) or (driver == NONE and not vf.facts.driver)
+def _is_on(vf: Function, driver: str | None, loose: bool) -> bool:
+    """Whether a VF needs no bind. For `none` it must have no driver, and be kept without."""
+    if driver == NONE:
+        return not vf.facts.driver and not loose
+    return driver is None or is_satisfied(vf.facts, driver)
 
 
 def _describe_drivers(state: PfState, indexes: Iterable[int]) -> str:
