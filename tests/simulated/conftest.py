@@ -57,3 +57,18 @@ def host(shared_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
 async def _tidy(daemon: DaemonProcess) -> None:
     async with Client.connected(daemon.address) as client:
         await client.tidy()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated drivers keep what they took, and nothing is gained by looking again later."""
+    monkeypatch.setattr("sriovd.core.binder.SETTLE_SEC", 0.0)
+    monkeypatch.setattr("sriovd.core.converge.keeper.PAUSE_SEC", 0.0)
+    monkeypatch.setattr("sriovd.core.configurer._PAUSE_SEC", 0.0)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Where the hosts of one test are."""
+    with made_root() as path:
+        yield Path(path).parent
