@@ -32,23 +32,25 @@ MEMORY = ":memory:"
 _VERSION = 1
 _PATIENCE_SEC = 5.0  # for a daemon that is just ending
 _INTENTS_KEPT = 1000  # ended ones: the trail of what was done
+# Within a version tables are only ever added.
 _SCHEMA = """
-CREATE TABLE intents (
+CREATE TABLE IF NOT EXISTS intents (
     id INTEGER PRIMARY KEY AUTOINCREMENT, boot TEXT NOT NULL, begun_usec INTEGER NOT NULL,
     adapter TEXT NOT NULL, requester TEXT NOT NULL, title TEXT NOT NULL, steps TEXT NOT NULL, outcome TEXT);
-CREATE INDEX open_intents ON intents (id) WHERE outcome IS NULL;
-CREATE TABLE generations (
+CREATE INDEX IF NOT EXISTS open_intents ON intents (id) WHERE outcome IS NULL;
+CREATE TABLE IF NOT EXISTS generations (
     address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, generation INTEGER NOT NULL);
-CREATE TABLE macs (pf TEXT NOT NULL, vf INTEGER NOT NULL, mac TEXT NOT NULL UNIQUE, PRIMARY KEY (pf, vf));
-CREATE TABLE quarantines (
+CREATE TABLE IF NOT EXISTS macs (
+    pf TEXT NOT NULL, vf INTEGER NOT NULL, mac TEXT NOT NULL UNIQUE, PRIMARY KEY (pf, vf));
+CREATE TABLE IF NOT EXISTS quarantines (
     address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE quieted (pf TEXT PRIMARY KEY, boot TEXT NOT NULL);
-CREATE TABLE unsupported (
+CREATE TABLE IF NOT EXISTS quieted (pf TEXT PRIMARY KEY, boot TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS unsupported (
     driver TEXT NOT NULL, attribute TEXT NOT NULL, kernel TEXT NOT NULL,
     PRIMARY KEY (driver, attribute, kernel));
-CREATE TABLE policies (name TEXT PRIMARY KEY, text TEXT NOT NULL);
-CREATE TABLE leases (number INTEGER PRIMARY KEY, boot TEXT NOT NULL, record TEXT NOT NULL);
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS policies (name TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS leases (number INTEGER PRIMARY KEY, boot TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 
 
@@ -279,8 +281,7 @@ def _prepare(database: sqlite3.Connection, path: str) -> None:
     (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
-    if version == 0:
-        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
 
 def _counter(database: sqlite3.Connection, name: str) -> int:

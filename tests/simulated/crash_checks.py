@@ -29,6 +29,8 @@ def play_all(plan: Plan, place: Path, check: Callable[[Plan, Play, Scene], None]
     """Kill at every moment; `check` what came of it against what an undisturbed daemon makes."""
     model = play_at(plan, place, None)
     assert not model.rewritten
+    for pf, flag in model.end.autoprobe.items():
+        assert flag is (count(model.end, pf) == 0), "the flag is off while there are VFs"
     assert not model.written_again
     assert len(model.moments) > 5
     for moment, name in enumerate(model.moments):

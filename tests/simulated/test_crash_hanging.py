@@ -24,9 +24,11 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 VF = PciAddress.parse("0000:01:10.0")
 
 
-async def kill_while_hanging(life: Life, host: CrashHost) -> None:
-    """Kill the daemon while a write hangs. Its helper stays in the kernel."""
-    await until(lambda: any(run.describe().wchan for run in host.backend._runs))
+async def kill_in(life: Life, host: CrashHost, step: str) -> None:
+    """Kill the daemon while `step` hangs. Its helper stays in the kernel."""
+    await until(
+        lambda: any(run.describe().step == step and run.describe().wchan for run in host.backend._runs)
+    )
     life.die()
     await life.bury(helpers_end=False)
 
@@ -51,7 +53,7 @@ def test_a_bind_that_is_still_under_way_is_not_stranded(place: Path) -> None:
         assert await job.wait(10_000_000)
         host.backend.inject_fault(Fault(Verb.BIND, VF, hang=True))
         life.engine.lifecycle.bind_vfs(PF, "pci-stub", False, "test")
-        await kill_while_hanging(life, host)
+        await kill_in(life, host, f"bind {VF} pci-stub")
 
         last = Life(host.backend, places)
         await last.start()
@@ -77,7 +79,7 @@ def test_vfs_that_are_still_being_made_are_judged_when_they_are_there(place: Pat
         life = Life(host.backend, places)
         await life.start()
         life.engine.lifecycle.set_num_vfs(PF, 2, CountOptions("vfio-pci"), "test")
-        await kill_while_hanging(life, host)
+        await kill_in(life, host, f"set-num-vfs {PF} 2")
 
         last = Life(host.backend, places)
         await last.start()
@@ -101,7 +103,7 @@ def test_a_daemon_that_ends_meanwhile_leaves_it_to_the_next(place: Path) -> None
         life = Life(host.backend, places)
         await life.start()
         life.engine.lifecycle.set_num_vfs(PF, 2, CountOptions("vfio-pci"), "test")
-        await kill_while_hanging(life, host)
+        await kill_in(life, host, f"set-num-vfs {PF} 2")
         second = Life(host.backend, places)
         await second.start()
         await second.end()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sriovd.backend.simulated import SimulatedBackend
-from tests.simulated.crash_checks import NO_MAC, check_crash, is_same, play_all
-from tests.simulated.crash_host import PF, Place, Scene, Vf
+from tests.simulated.crash_checks import NO_MAC, check_crash, is_same, play_all, play_at
+from tests.simulated.crash_host import NVME, PF, PF2, Place, Scene, Vf
 from tests.simulated.crash_plays import Plan, Play
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -62,6 +62,21 @@ POLICY_PLANS = (
 @pytest.mark.parametrize("plan", POLICY_PLANS, ids=str)
 def test_policy(plan: Plan, place: Path) -> None:
     play_all(plan, place, check_policy)
+
+
+def test_what_an_undisturbed_daemon_makes(place: Path) -> None:
+    """With which all others are compared."""
+    end = play_at(POLICY_PLANS[0], place, None).end
+    vfs = [[vf for place, vf in sorted(end.vfs.items()) if place[0] == pf] for pf in (PF, PF2, NVME)]
+    assert [vf.driver for vf in vfs[0]] == ["pci-stub", "igbvf", "", *["vfio-pci"] * 4]
+    assert [vf.driver for vf in vfs[1] + vfs[2]] == ["vfio-pci"] * 10
+    assert vfs[0][2].override == "none"
+    assert [vf.attributes.vlan for vf in vfs[0]] == [7, *[100] * 6]
+    assert [vf.attributes.trust for vf in vfs[0]] == [True, False, *[True] * 5]
+    assert {(vf.attributes.qos, vf.attributes.spoof_check, vf.attributes.max_tx_rate) for vf in vfs[0]} == {
+        (2, False, 500)
+    }
+    assert len({vf.attributes.mac for vf in vfs[0] + vfs[1]} - {NO_MAC}) == 14
 
 
 def check_policy(plan: Plan, seen: Play, goal: Scene) -> None:

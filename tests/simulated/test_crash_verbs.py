@@ -61,7 +61,14 @@ def quiet_by_host(backend: SimulatedBackend) -> None:
     backend.kernel.write("bus/pci/devices/0000:01:00.0/sriov_numvfs", "7")
 
 
+async def remake(engine: Engine) -> None:
+    """Several generations of VFs at the same places."""
+    for count_of_vfs in (2, 0, 2, 0, 2):
+        await make_vfs("", count_of_vfs)(engine)
+
+
 VERB_PLANS = (
+    Plan("remake", act=remake),
     Plan("make", act=make_vfs("vfio-pci")),
     Plan("make-default", act=make_vfs("default")),
     Plan("destroy", prepare=make_vfs("vfio-pci"), act=make_vfs("", 0)),
@@ -127,6 +134,8 @@ def check_verb(plan: Plan, seen: Play, goal: Scene) -> None:
         choices -= {""} if old and same and old.driver and wanted and wanted.driver else set()
         assert vf.driver in choices or (quarantine and not vf.driver), f"{place} is on {vf.driver!r}"
         assert not (quarantine and vf.driver), f"{place} has {vf.driver} and {quarantine}"
+        if wanted is not None and not wanted.driver:
+            assert not quarantine, f"{place} is as it was asked for"
 
 
 def check_lease(_plan: Plan, seen: Play, goal: Scene) -> None:

@@ -248,13 +248,13 @@ class SimulatedKernel:
     def _suffer(self, fault: Fault, verb: Verb, address: PciAddress | None) -> Rule[None]:
         locks = self._locks(verb, self.host.devices.get(address) if address else None)
         taken: list[Lock] = []
+        generation = self.host.faults.generation  # of now: it may be cleared before the hang begins
         try:
             for lock in locks:
                 yield from lock.take()
                 taken.append(lock)
             yield Wait(_HANG_WCHAN.get(verb, "msleep"), fault.delay_usec, scaled=False)
             if fault.hang:
-                generation = self.host.faults.generation
                 yield Wait(
                     _HANG_WCHAN.get(verb, "msleep"), ready=lambda: self.host.faults.generation != generation
                 )

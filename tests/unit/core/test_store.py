@@ -245,6 +245,14 @@ def test_a_newer_version_is_refused_and_left_alone(path: str) -> None:
     assert Path(path).read_bytes() == before
 
 
+def test_a_table_that_is_new_is_added(path: str) -> None:
+    use(path, fill)
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE quarantines")
+    database.close()
+    assert load(path).macs == {(PF, 0): MAC}
+
+
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot be opened"):
         Store(str(tmp_path / "missing" / "db"), "boot", "6.12")
