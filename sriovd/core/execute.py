@@ -103,6 +103,7 @@ class Executor:
         self._journal = journal
         self._locks: dict[str, asyncio.Lock] = {}
         self._stuck: dict[str, str] = {}
+        self._inherited: dict[str, asyncio.Event] = {}  # adapters on which a former daemon's write goes on
         self._failed: dict[str, list[tuple[int, str]]] = {}  # intents that are still open, by adapter
         self._hotplug = _HotplugLock()
         self._watchers: set[asyncio.Task[None]] = set()
@@ -199,6 +200,7 @@ class Executor:
 
     def adopt(self, leftover: Leftover) -> None:
         """Treat a former daemon's hanging write as if it were our own."""
+        self._inherited.setdefault(leftover.adapter, asyncio.Event())
         self._mark(leftover.adapter, f"{leftover.title}: {leftover.evidence}")
         self._watch(leftover.adapter, leftover.finished, None)
 
@@ -227,7 +229,14 @@ class Executor:
         if cleanup is not None:
             await asyncio.wait({self._backend.run(adapter, cleanup, lambda _: None).finished})
         self._stuck.pop(adapter, None)
+        self._inherited.pop(adapter, asyncio.Event()).set()
         self.on_recovered(adapter)
+
+    async def wait_inherited(self, adapter: str) -> None:
+        """Return when nothing of a former daemon's is under way on `adapter`: at once, or when the kernel
+        gives it back. Mostly it is not hanging, but in the middle of what was to be done anyway."""
+        while adapter in self._inherited:
+            await self._inherited[adapter].wait()
 
     def refuse_stuck(self, adapter: str) -> None:
         """Raises Stuck while a write on `adapter` hangs."""

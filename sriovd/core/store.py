@@ -11,6 +11,7 @@ daemon at a time has it: a second would mend what the first is in the middle of.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ T = TypeVar("T")
 MEMORY = ":memory:"
 _VERSION = 1
 _PATIENCE_SEC = 5.0  # for a daemon that is just ending
+_RETRY_SEC = 0.05
 _INTENTS_KEPT = 1000  # ended ones: the trail of what was done
 # Within a version tables are only ever added.
 _SCHEMA = """
@@ -103,6 +105,7 @@ class Store:
         self._kernel = kernel
         # memory is never slow
         self._thread = None if path == MEMORY else ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._lock = _lock(path)
         self._database = _open(path)
 
     def load(self) -> Saved:
@@ -144,6 +147,8 @@ class Store:
     async def close(self) -> None:
         """Finish what was given and close the file."""
         await self._do(self._database.close)
+        if self._lock is not None:  # afterwards: closing a file's descriptor would drop SQLite's own locks
+            os.close(self._lock)
         if self._thread is not None:
             self._thread.shutdown()
 
@@ -259,8 +264,30 @@ def _open(path: str) -> sqlite3.Connection:
         return _connect(path)
 
 
+def _lock(path: str) -> int | None:
+    """Have the database for this daemon: a second one would mend what the first is in the middle of. Others
+    may read it. The descriptor holds the lock, which ends with the process, however that ends. Raises
+    OSError when somebody has it."""
+    if path == MEMORY:
+        return None
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OSError(f"{path} cannot be opened: {error.strerror}") from error
+    deadline = time.monotonic() + _PATIENCE_SEC
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise OSError(f"{path} is locked: another sriovd uses it") from None
+            time.sleep(_RETRY_SEC)
+
+
 def _connect(path: str) -> sqlite3.Connection:
-    """Raises DatabaseError for what is no whole database, OperationalError when another process has it."""
+    """Raises DatabaseError for what is no whole database, OperationalError for what cannot be read."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_SEC)
     try:
         _prepare(database, path)
@@ -271,8 +298,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _prepare(database: sqlite3.Connection, path: str) -> None:
-    """Have it for ourselves, see that it is whole, and make what is not there yet."""
-    database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    """See that it is whole, and make what is not there yet."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version not in (0, _VERSION):
         raise OSError(f"{path} is of version {version}; this sriovd reads version {_VERSION}")

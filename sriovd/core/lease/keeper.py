@@ -12,7 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from sriovd.core import scripts
-from sriovd.core.errors import Cancelled, InvalidArgument, NotOwner, PoolExhausted, SriovdError
+from sriovd.core.errors import (
+    Cancelled,
+    InvalidArgument,
+    NoSuchFunction,
+    NotOwner,
+    PoolExhausted,
+    SriovdError,
+)
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.lease.automaton import BEGIN, LeaseEvent
 from sriovd.core.lease.choose import Wish
@@ -28,7 +35,7 @@ _log = logging.getLogger(__name__)
 LEASES_PER_USER = 1024  # except root, who has them for others
 _ROOT_UID = 0
 _STORE_PATIENCE_SEC = 5.0
-_BEGUN = frozenset({LeaseState.ACTIVE, LeaseState.RELEASING, LeaseState.CLEANING, LeaseState.RELEASED})
+_BEGUN = frozenset(LeaseState) - {LeaseState.PREPARING, LeaseState.FAILED}  # failing is told as an error
 
 
 class LeaseKeeper:
@@ -126,9 +133,11 @@ class LeaseKeeper:
 
     async def wait_begun(self, number: int) -> Lease:
         """Until the lease is active. One that cannot be prepared is released again. Raises what it failed
-        with, and Cancelled when it is released meanwhile."""
+        with, NoSuchFunction when its VF has vanished, and Cancelled when it is released meanwhile."""
         try:
             lease = await self._wait(number, _BEGUN)
+            if lease is not None and lease.state is LeaseState.ABSENT:
+                raise NoSuchFunction(f"The VF of {lease} vanished before it was handed over.", "Ask again.")
         except SriovdError as error:
             await self._give_up(number, error)
             raise

@@ -197,7 +197,9 @@ class LeaseWork:
     async def _run(
         self, operation: str, vf: Function, lease: Lease, work: Callable[[Job], Awaitable[Result]]
     ) -> None:
-        """A job for the owner. Raises its error."""
+        """A job for the owner. Raises its error. What a former daemon has left hanging is waited for: it may
+        be this very work."""
+        await self._site.hands.executor.wait_inherited(vf.adapter)
         job = self._site.jobs.start(operation, [vf], f"{lease.name} (uid {lease.uid})", work)
         while not await job.wait(_A_LONG_TIME_USEC):
             pass

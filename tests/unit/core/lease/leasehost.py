@@ -67,8 +67,10 @@ class World:
         self._follower = asyncio.create_task(self.engine.picture.follow())
 
     async def crash(self) -> None:
-        """What kill -9 does: nothing of the daemon goes on; the kernel does."""
-        doomed = asyncio.all_tasks() - self._others - {asyncio.current_task()} - self.backend._tasks
+        """What kill -9 does: nothing of the daemon goes on; the kernel and its helpers do."""
+        helpers = {run.task for run in self.backend._runs}
+        spared = self._others | self.backend._tasks | helpers | {asyncio.current_task()}
+        doomed = asyncio.all_tasks() - spared
         for task in doomed:
             task.cancel()
         await asyncio.gather(*doomed, return_exceptions=True)

@@ -145,6 +145,7 @@ async def live(directory: Path, actions: list[tuple[str, int]]) -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
         host.backend.clear_faults()
+        await asyncio.sleep(0)  # who is to open it has done so, and is not overtaken by the end
         await act(host, "close")
         await asyncio.gather(*tasks)
         for lease in host.leases.all():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sriovd.backend.base import Fault
-from sriovd.core.errors import BackendFailed, NoSuchFunction, PoolExhausted, ResetFailed
+from sriovd.core.errors import BackendFailed, NoSuchFunction, PoolExhausted, ResetFailed, Stuck
 from sriovd.core.lease.cdi import cdi_filename
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.record import LeaseState
@@ -282,3 +282,20 @@ async def test_what_cannot_be_swept_is_left(tmp_path: Path, monkeypatch: pytest.
         await host.begin()
         with pytest.raises(BackendFailed, match="could not be handed over"):
             await host.lend(wish=AT_VF0)
+
+
+@on_host
+async def test_while_its_write_hangs(tmp_path: Path) -> None:
+    """The killed daemon's helper is still in the kernel: the lease waits for it, and has not failed."""
+    async with world(tmp_path) as host:
+        host.backend.inject_fault(Fault("bind", VF0, hang=True, times=1))
+        lease = await host.leases.lease(ALICE, "vm", AT_VF0, "pci-stub")
+        await until(lambda: bool(host.engine.jobs.running))
+        await until(lambda: any("bind" in run.describe().step for run in host.backend._runs))
+        await host.restart()
+        with pytest.raises(Stuck):
+            host.engine.executor.refuse_stuck(str(IGB.slot))
+        assert [each.state for each in host.leases.all()] == [PREPARING]
+        host.backend.clear_faults()
+        assert (await host.leases.wait_begun(lease.number)).state is ACTIVE
+        assert host.engine.inventory.get(VF0).facts.driver == "pci-stub"
