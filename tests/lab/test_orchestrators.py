@@ -12,7 +12,7 @@ from tests.lab.client import FUNCTION, IGB0, IGB1, NAME, Client
 from tests.lab.trace import WriteTrace
 from tests.lab.waiting import wait_until
 
-LEASES = int(os.environ.get("LAB_LEASES", "200"))
+LEASES = int(os.environ.get("LAB_LEASES", "60"))
 AT_ONCE = 4
 SCRIPT = "/root/orchestrator.py"
 

@@ -71,7 +71,7 @@ class Campaign:
         async def work(job: Job) -> Result:
             shown = await self._require_same(pfs, force, expected) if expected else {}
             job.enter(f"applying the policies of {len(functions)} PFs", 0.0)
-            groups = _by_adapter(functions).values()
+            groups = _by_adapter(self._rulebook.order_by_size(functions)).values()
             children = [self.start(group, force, requester, shown) for group in groups]
             job.stop_by(lambda: _cancel_all(children))
             return await _await_all(children)

@@ -87,7 +87,7 @@ class PolicyKeeper:
         for problem in self._rulebook.problems:
             announce(_log, Message.POLICY_BROKEN, f"Policy file: {problem}")
         self._review()
-        for pf in self._inventory.physical_functions():
+        for pf in self._rulebook.order_by_size(self._inventory.physical_functions()):
             self._suspect(pf.address, looks=1)
 
     # What happens.
@@ -118,7 +118,7 @@ class PolicyKeeper:
 
     def _review(self) -> None:
         """What policies are about may depend on each PF that there is."""
-        for pf in self._inventory.physical_functions():
+        for pf in self._rulebook.order_by_size(self._inventory.physical_functions()):
             if self._standings.judge(pf):
                 self._suspect(pf.address, looks=1)
 

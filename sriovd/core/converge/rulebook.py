@@ -9,7 +9,7 @@ not take its policy away either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import attributes
@@ -73,6 +73,16 @@ class Rulebook:
     def concerns(self, pf: Function) -> bool:
         """Whether any policy is about `pf`."""
         return bool(decide(self._set.policies, pf).sources)
+
+    def order_by_size(self, pfs: Iterable[Function]) -> list[Function]:
+        """Those with the most VFs to be made first. Kernels make VFs under one lock for the whole host, so
+        whoever has the most to do afterwards must have it first."""
+
+        def size(pf: Function) -> int:
+            wish = decide(self._set.policies, pf).wish
+            return (wish.num_vfs or 0) if wish else 0
+
+        return sorted(pfs, key=size, reverse=True)
 
     def name_sources(self, pf: Function) -> str:
         """The policies that are about `pf`, for people."""
