@@ -146,11 +146,16 @@ class Store:
 
     async def close(self) -> None:
         """Finish what was given and close the file."""
-        await self._do(self._database.close)
-        if self._lock is not None:  # afterwards: closing a file's descriptor would drop SQLite's own locks
-            os.close(self._lock)
+        await self._do(self.drop)
         if self._thread is not None:
             self._thread.shutdown()
+
+    def drop(self) -> None:
+        """Let go of the file at once, as the end of the process does."""
+        self._database.close()
+        if self._lock is not None:  # afterwards: closing a file's descriptor drops SQLite's own locks
+            os.close(self._lock)
+            self._lock = None
 
     async def begin(self, adapter: str, requester: str, script: Script) -> int:
         """Note that `script` is about to run; the number of its intent."""

@@ -81,7 +81,7 @@ class Life:
             for task in rest:
                 task.cancel()
             await asyncio.sleep(0)
-        self.engine.store._database.close()
+        self.engine.store.drop()
         if helpers_end:
             await asyncio.gather(*(run.task for run in self._runs), return_exceptions=True)
 
