@@ -13,17 +13,19 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from dbus_next._private.address import get_bus_address, parse_address
-from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.auth import AuthExternal
-from dbus_next.constants import BusType
-from dbus_next.errors import AuthError, InvalidAddressError
-from dbus_next.signature import SignatureTree, SignatureType
-from dbus_next.signature import Variant as LibraryVariant
-
 from sriovd.bus.calls import BadBody, ConnectFailed
 from sriovd.bus.message import Field, MalformedMessage
 from sriovd.bus.signature import Value, Variant
+from sriovd.partial_import import without_package
+
+with without_package("dbus_next"):  # which loads its GLib half, too
+    from dbus_next._private.address import get_bus_address, parse_address
+    from dbus_next._private.unmarshaller import Unmarshaller
+    from dbus_next.auth import AuthExternal
+    from dbus_next.constants import BusType
+    from dbus_next.errors import AuthError, InvalidAddressError
+    from dbus_next.signature import SignatureTree, SignatureType
+    from dbus_next.signature import Variant as LibraryVariant
 
 CONNECT_TIMEOUT_S = 25.0
 

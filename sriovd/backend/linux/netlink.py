@@ -10,11 +10,8 @@ Sizes and numbers: include/uapi/linux/if_link.h. What is told: net/core/rtnetlin
 from __future__ import annotations
 
 import errno
-import importlib.util
 import struct
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from sriovd.backend.steps import Step, Verb
@@ -27,24 +24,9 @@ from sriovd.backend.vf_attributes import (
     format_report,
     parse_request,
 )
+from sriovd.partial_import import without_package
 
-
-@contextmanager
-def _passed_by(package: str) -> Iterator[None]:
-    """Let parts of `package` be imported without its own __init__. pyroute2's loads all of the library, with
-    a database and a web server: two seconds on a slow machine. Whoever wants that gets it later."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or package in sys.modules:
-        yield
-        return
-    sys.modules[package] = importlib.util.module_from_spec(spec)  # and not executed
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-with _passed_by("pyroute2"):
+with without_package("pyroute2"):  # which loads all of the library, with a database and a web server
     from pyroute2.netlink import nla, nlmsg
 
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
