@@ -22,7 +22,7 @@ from sriovd.backend.base import Backend, HostReadError
 from sriovd.bus.calls import BusError
 from sriovd.core.engine import Places
 from sriovd.core.messages import FIELDS_ATTRIBUTE
-from sriovd.core.policy.policy_set import DIRECTORIES
+from sriovd.core.policy import DIRECTORIES
 from sriovd.core.store import MEMORY
 from sriovd.daemon import Settings, serve
 

@@ -76,6 +76,7 @@ class PolicyVerbs:
     async def plan(self, caller: Caller, _path: str, options: Options) -> PlanReply:
         given = parse_options(options, _PLAN_OPTIONS)
         await self._authority.check(caller, INSPECT)
+        await self._rulebook.wait_loaded()
         plans = await self._campaign.plan(_addresses(given), is_forced(given))
         steps = [
             (
@@ -93,6 +94,7 @@ class PolicyVerbs:
     async def apply(self, caller: Caller, _path: str, plan: str, options: Options) -> JobReply:
         given = parse_options(options, {**_PLAN_OPTIONS, **WAIT_FORCE})
         await self._authority.check(caller, MANAGE_POLICY)
+        await self._rulebook.wait_loaded()
         job = self._campaign.apply(_addresses(given), is_forced(given), plan, name_caller(caller))
         return await answer_with_job(job, given)
 

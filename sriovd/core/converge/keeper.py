@@ -24,7 +24,6 @@ from sriovd.core.errors import BackendFailed, NoSuchFunction, PolicyConflict, Sr
 from sriovd.core.execute import Executor
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.messages import Message, announce
-from sriovd.core.policy.schema import Repair
 from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
@@ -167,7 +166,7 @@ class PolicyKeeper:
             self._standings.note(pf, Condition.IN_SYNC)
             return
         todo, desired = describe_steps(steps), self._rulebook.require(self._inventory.get_pf(pf))
-        if desired.wish.repair is Repair.REPORT:
+        if not desired.repairs:
             reason = f"only reported, as the policy says: {todo}"
             self._standings.note(pf, Condition.DRIFTED, reason)
         elif steps[0].refusal is not None:

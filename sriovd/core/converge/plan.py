@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sriovd.backend.vf_attributes import Attribute, VfAttributes
 from sriovd.core import attributes, rules
@@ -20,9 +21,11 @@ from sriovd.core.capabilities import cannot_set
 from sriovd.core.configurer import untold_by, without_interface
 from sriovd.core.errors import InUse, SriovdError
 from sriovd.core.inventory import Function
-from sriovd.core.policy.model import PfWish
 from sriovd.core.scripts import NONE, is_satisfied
 from sriovd.pci import PciAddress
+
+if TYPE_CHECKING:  # a host without policies is ready before what reads them is imported
+    from sriovd.core.policy.model import PfWish
 
 NETWORK_CLASS = 0x02
 
@@ -43,6 +46,11 @@ class Desired:
 
     source: str
     wish: PfWish
+
+    @property
+    def repairs(self) -> bool:
+        """Whether what differs is put right, or only reported."""
+        return self.wish.repair.value == "always"
 
 
 @dataclass(frozen=True, slots=True)

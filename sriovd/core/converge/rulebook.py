@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import attributes
@@ -17,14 +18,14 @@ from sriovd.core.converge.plan import Desired, wants_stable_macs, wished_attribu
 from sriovd.core.errors import InvalidArgument, PolicyConflict
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Function, Inventory
-from sriovd.core.policy.match import decide
-from sriovd.core.policy.model import STABLE, PfWish
-from sriovd.core.policy.policy_set import PolicySet
-from sriovd.core.policy.problems import Place, Problem
-from sriovd.core.policy.schema import Repair
-from sriovd.core.policy.wish_rules import ADDRESSES
 from sriovd.core.scripts import DEFAULT, NONE
 from sriovd.core.store import Store
+
+if TYPE_CHECKING:  # a host without policies is ready before what reads them is imported
+    from sriovd.core.policy.match import Decision
+    from sriovd.core.policy.model import PfWish
+    from sriovd.core.policy.policy_set import PolicySet
+    from sriovd.core.policy.problems import Problem
 
 _OUT_OF_THE_WAY = frozenset({NONE, "vfio-pci", "pci-stub"})  # drivers that the kernel would never choose
 
@@ -44,53 +45,65 @@ class Rulebook:
         self._store = store
         self._identities = identities
         self._directories = tuple(directories)
-        self._set = PolicySet.recall(last_good) if directories else PolicySet()
+        self._set = _recall(last_good) if directories and last_good else None
+        self._loaded = asyncio.Event()
+        if not directories:
+            self._loaded.set()
         self._loading = asyncio.Lock()  # who asks last must not be answered with what was read first
 
     @property
     def problems(self) -> Sequence[str]:
         """Everything that is wrong with the files, one line each, with file and line."""
-        return [str(problem) for problem in self._set.problems]
+        return [str(problem) for problem in self._set.problems] if self._set else []
 
     @property
     def outdated(self) -> Sequence[str]:
         """The files of which an older text is in force."""
-        return self._set.outdated
+        return self._set.outdated if self._set else ()
 
     @property
     def size(self) -> int:
         """How many policies there are."""
-        return len(self._set.policies)
+        return len(self._set.policies) if self._set else 0
 
     async def load(self) -> None:
         """Read the files again. A file that is wrong stays in force as it was."""
         async with self._loading:
-            before = dict(self._set.good_texts)
-            self._set = await asyncio.to_thread(PolicySet.load, self._directories, before)
+            before = dict(self._set.good_texts) if self._set else {}
+            self._set = await asyncio.to_thread(_load, self._directories, before)
+            self._loaded.set()
             if dict(self._set.good_texts) != before:
                 await self._store.put_policies(self._set.good_texts)
 
+    async def wait_loaded(self) -> None:
+        """Until the files have been read once: that is after the daemon is ready."""
+        await self._loaded.wait()
+
     def concerns(self, pf: Function) -> bool:
         """Whether any policy is about `pf`."""
-        return bool(decide(self._set.policies, pf).sources)
+        decision = self._decide(pf)
+        return decision is not None and bool(decision.sources)
 
     def order_by_size(self, pfs: Iterable[Function]) -> list[Function]:
         """Those with the most VFs to be made first. Kernels make VFs under one lock for the whole host, so
         whoever has the most to do afterwards must have it first."""
 
         def size(pf: Function) -> int:
-            wish = decide(self._set.policies, pf).wish
-            return (wish.num_vfs or 0) if wish else 0
+            decision = self._decide(pf)
+            return (decision.wish.num_vfs or 0) if decision and decision.wish else 0
 
         return sorted(pfs, key=size, reverse=True)
 
     def name_sources(self, pf: Function) -> str:
         """The policies that are about `pf`, for people."""
-        return ", ".join(decide(self._set.policies, pf).sources)
+        decision = self._decide(pf)
+        return ", ".join(decision.sources) if decision else ""
 
     def find(self, pf: Function) -> Desired | None:
         """What `pf` shall look like; None when no policy is about it. Raises PolicyConflict."""
-        decision = decide(self._set.policies, pf)
+        decision = self._decide(pf)
+        if decision is None:
+            return None
         conflict = next(iter(decision.conflicts), None) or self._find_shared(pf, decision.wish)
         if conflict is not None:
             raise PolicyConflict(
@@ -103,13 +116,14 @@ class Rulebook:
 
     def _find_shared(self, pf: Function, wish: PfWish | None) -> Problem | None:
         """An address that a VF of `pf` shall have and a VF of another PF, too."""
-        mine = _fixed_addresses(wish) if wish is not None else {}
+        mine = wish.fixed_addresses() if wish is not None else {}
         if not mine:
             return None
         others = (each for each in self._inventory.physical_functions() if each.address != pf.address)
         for other in others:
-            theirs = decide(self._set.policies, other).wish
-            both = mine.keys() & _fixed_addresses(theirs).keys() if theirs is not None else ()
+            decision = self._decide(other)
+            theirs = decision.wish if decision else None
+            both = mine.keys() & theirs.fixed_addresses().keys() if theirs is not None else ()
             for key in sorted(both):
                 return mine[key].problem(
                     f"a VF of {pf.address} and one of {other.address} would both have {key[1]}",
@@ -177,19 +191,26 @@ class Rulebook:
     def _binding(self, pf: Function) -> Desired | None:
         """The policy of `pf`, if it is one that repairs."""
         desired = self.find(pf)
-        return desired if desired and desired.wish.repair is Repair.ALWAYS else None
+        return desired if desired and desired.repairs else None
+
+    def _decide(self, pf: Function) -> Decision | None:
+        if self._set is None:
+            return None
+        from sriovd.core.policy.match import decide
+
+        return decide(self._set.policies, pf)
 
 
-def _fixed_addresses(wish: PfWish) -> Mapping[tuple[str, str], Place]:
-    """The addresses that VFs shall have by name and value, and where that is written."""
-    settings = (
-        (name, kind[name]) for kind in wish.kinds() for name in ADDRESSES if name in kind
-    )  # fmt: skip
-    return {
-        (name, str(setting.value).lower()): setting.place
-        for name, setting in settings
-        if setting.value != STABLE
-    }
+def _recall(last_good: Mapping[str, str]) -> PolicySet:
+    from sriovd.core.policy.policy_set import PolicySet
+
+    return PolicySet.recall(last_good)
+
+
+def _load(directories: Sequence[str], last_good: Mapping[str, str]) -> PolicySet:
+    from sriovd.core.policy.policy_set import PolicySet
+
+    return PolicySet.load(directories, last_good)
 
 
 def _refuse_driver(pf: Function, desired: Desired | None, index: int, driver: str) -> None:

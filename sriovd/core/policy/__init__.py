@@ -5,3 +5,5 @@ The way of a text: files (finds and reads it) -> document (TOML, with a line for
 says) -> match (which policies a PF has, and their sum). policy_set does all of it for a host, and knows
 the last good. Only files touches the file system.
 """
+
+DIRECTORIES = ("/etc/sriovd", "/run/sriovd", "/usr/lib/sriovd")  # an earlier one goes before a later one

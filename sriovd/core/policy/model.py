@@ -15,6 +15,7 @@ from sriovd.core.policy.ranges import Span
 from sriovd.core.policy.schema import Match, Repair
 
 STABLE = "stable"
+ADDRESSES = ("mac", "node_guid", "port_guid")  # no two VFs may have the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,15 @@ class PfWish:
         """Whether there can be a VF of which nothing but the defaults is said."""
         named = sum(each.span.last - each.span.first + 1 for each in self.ranges)
         return self.num_vfs is None or named < self.num_vfs
+
+    def fixed_addresses(self) -> Mapping[tuple[str, str], Place]:
+        """The addresses that VFs shall have by name and value, and where that is written."""
+        settings = ((name, kind[name]) for kind in self.kinds() for name in ADDRESSES if name in kind)
+        return {
+            (name, str(setting.value).lower()): setting.place
+            for name, setting in settings
+            if setting.value != STABLE
+        }
 
     def kinds(self) -> Iterator[Settings]:
         """The settings of every VF that there can be, once for those that are alike."""

@@ -17,8 +17,6 @@ from sriovd.core.policy.model import Policy
 from sriovd.core.policy.problems import Problem
 from sriovd.core.policy.reading import read_policies
 
-DIRECTORIES = ("/etc/sriovd", "/run/sriovd", "/usr/lib/sriovd")  # an earlier one goes before a later one
-
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from sriovd.backend.vf_attributes import Value
 from sriovd.core.errors import InvalidArgument
-from sriovd.core.policy.model import STABLE, PfWish, Setting, Settings
+from sriovd.core.policy.model import ADDRESSES, STABLE, PfWish, Setting, Settings
 from sriovd.core.policy.problems import Problem
 from sriovd.core.rules import check_driver_name
 
 _ZERO_MAC = "00:00:00:00:00:00"
-ADDRESSES = ("mac", "node_guid", "port_guid")  # no two VFs may have the same
 _MORE_THAN_ONE = 2
 
 
