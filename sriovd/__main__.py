@@ -5,13 +5,17 @@ What only one way of running needs is imported where it runs: a daemon that D-Bu
 
 from __future__ import annotations
 
+import sys
+
+# asyncio does without TLS; loading OpenSSL is a tenth of the daemon's start.
+sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+
 import argparse
 import asyncio
 import contextlib
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -312,7 +312,9 @@ def _prepare(database: sqlite3.Connection, path: str) -> None:
     (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
-    database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    # Nothing is written where nothing is new: every write waits for the disk, and clients for the daemon.
+    new = f"PRAGMA user_version = {_VERSION};" if version == 0 else ""
+    database.executescript(f"BEGIN; {_SCHEMA} {new} COMMIT;")
 
 
 def _counter(database: sqlite3.Connection, name: str) -> int:
