@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.lab.client import IGB0, NVME, Client
 from tests.lab.desired import COUNTS, SITE, policy_file
+from tests.lab.trace import WriteTrace
 
 FACTOR = 1.2
 ROUNDS = 3
@@ -22,6 +23,17 @@ def measure(client: Client, means: str, *pfs: str) -> float:
     return float(client.guest.run(command, timeout_s=180.0).stdout)
 
 
+def test_no_adapter_waits_for_another(client: Client) -> None:
+    """Every PF's VFs are asked for before the first VF of any is bound, as the kernel sees it."""
+    put_scripts(client)
+    with policy_file(client, REPORT), WriteTrace(client.guest) as trace:
+        measure(client, "sriovd", *COUNTS)
+        targets = [write.target for write in trace.writes()]
+    first_bind = next(place for place, target in enumerate(targets) if target.endswith("/bind"))
+    for pf in COUNTS:
+        assert targets.index(f"{pf}/sriov_numvfs") < first_bind, targets
+
+
 def test_all_take_as_long_as_the_slowest(client: Client) -> None:
     """By the sums of alternating rounds in one boot.
 
@@ -31,8 +43,7 @@ def test_all_take_as_long_as_the_slowest(client: Client) -> None:
     fewest writes, from three threads, take 1.5 to 1.7 of it. What that lock costs by hand, in the same boot,
     is what all together may take longer than the slowest; both ratios are printed.
     """
-    for script in ("applying.py", "bringup.py"):
-        client.guest.put(f"/root/tests/lab/{script}", Path(__file__).with_name(script).read_bytes())
+    put_scripts(client)
     alone: dict[str, list[float]] = {IGB0: [], NVME: []}  # the second igb PF is like the first
     together: list[float] = []
     by_hand: dict[str, list[float]] = {"alone": [], "together": []}
@@ -49,6 +60,11 @@ def test_all_take_as_long_as_the_slowest(client: Client) -> None:
     print(f"together / slowest = {sum(together) / slowest:.2f}, by hand {ratio(by_hand):.2f}")
     print(f"together / (slowest + what the lock costs by hand) = {sum(together) / allowed:.2f}")
     assert sum(together) <= FACTOR * allowed, (together, alone, by_hand)
+
+
+def put_scripts(client: Client) -> None:
+    for script in ("applying.py", "bringup.py"):
+        client.guest.put(f"/root/tests/lab/{script}", Path(__file__).with_name(script).read_bytes())
 
 
 def ratio(by_hand: dict[str, list[float]]) -> float:
