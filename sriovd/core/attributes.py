@@ -33,9 +33,16 @@ _UNTOLD: Mapping[str, str | int] = {
 _PERHAPS_SO: Mapping[str, tuple[str | bool, ...]] = {
     "spoof_check": (True, False), "trust": (False,), "link_state": ("auto",), "rss_query": (False,),
 }  # fmt: skip
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_GUID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){7}")
-_RANGES: Mapping[str, int] = {"vlan": 4094, "qos": 7, "min_tx_rate": 2**32 - 1, "max_tx_rate": 2**32 - 1}
+# What people may write; policy files are checked against the same (core/policy/schema.py).
+MAC_PATTERN = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+GUID_PATTERN = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){7}"
+HIGHEST_VLAN = 4094
+HIGHEST_QOS = 7
+HIGHEST_RATE = 2**32 - 1
+_PATTERNS: Mapping[str, str] = {"mac": MAC_PATTERN, "node_guid": GUID_PATTERN, "port_guid": GUID_PATTERN}
+_RANGES: Mapping[str, int] = {
+    "vlan": HIGHEST_VLAN, "qos": HIGHEST_QOS, "min_tx_rate": HIGHEST_RATE, "max_tx_rate": HIGHEST_RATE,
+}  # fmt: skip
 _CHOICES: Mapping[str, tuple[str, ...]] = {"vlan_protocol": VLAN_PROTOCOLS, "link_state": LINK_STATES}
 _BOOLEANS = frozenset({"spoof_check", "trust", "rss_query"})
 
@@ -49,12 +56,21 @@ def check_value(name: str, value: object) -> str:
         return "" if right else f"a number from 0 to {_RANGES[name]}"
     if name in _CHOICES:
         return "" if value in _CHOICES[name] else " or ".join(repr(each) for each in _CHOICES[name])
-    pattern, kind = (_MAC, "six") if name == "mac" else (_GUID, "eight")
-    if not isinstance(value, str) or not pattern.fullmatch(value.lower()):
-        return f"{kind} hexadecimal pairs with colons"
-    if name == "mac" and (int(value[:2], 16) & 1 or not int(value.replace(":", ""), 16)):
+    if not isinstance(value, str) or not re.fullmatch(_PATTERNS[name], value):
+        return f"{'six' if name == 'mac' else 'eight'} hexadecimal pairs with colons"
+    if name == "mac" and (is_multicast(value) or is_zero(value)):
         return "a unicast address that is not zero"
     return ""
+
+
+def is_multicast(mac: str) -> bool:
+    """As the kernel's is_multicast_ether_addr (include/linux/etherdevice.h)."""
+    return bool(int(mac[:2], 16) & 1)
+
+
+def is_zero(mac: str) -> bool:
+    """The address that means something else on each driver."""
+    return not int(mac.replace(":", ""), 16)
 
 
 def make_wish(given: Mapping[str, Any]) -> VfAttributes:

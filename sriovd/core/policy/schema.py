@@ -1,7 +1,8 @@
 """The keys of a policy file and what may be their values: one declaration, which reads as the reference.
 
 Rule: what can be said of one value alone is said here; what needs two of them is in wish_rules. A
-description ends the sentence "... is not". The vocabulary is that of backend/vf_attributes.py. Pure.
+description ends the sentence "... is not". The vocabulary is that of backend/vf_attributes.py, and what an
+attribute can be is core/attributes.py's to say. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-_PAIR = "[0-9A-Fa-f]{2}"
+from sriovd.core.attributes import GUID_PATTERN, HIGHEST_QOS, HIGHEST_RATE, HIGHEST_VLAN, MAC_PATTERN
+
 _GLOB_AT_MOST = 64
 
 AddressGlob = Annotated[
@@ -67,18 +69,20 @@ DriverName = Annotated[
 Mac = Annotated[
     str,
     Meta(
-        pattern=rf"\A(stable|{_PAIR}(:{_PAIR}){{5}})\Z",
+        pattern=rf"\A(stable|{MAC_PATTERN})\Z",
         description='"stable" or an address like "02:00:00:00:00:01"',
     ),
 ]
 Guid = Annotated[
     str,
-    Meta(pattern=rf"\A{_PAIR}(:{_PAIR}){{7}}\Z", description="a GUID: eight hexadecimal pairs with colons"),
+    Meta(pattern=rf"\A{GUID_PATTERN}\Z", description="a GUID: eight hexadecimal pairs with colons"),
 ]
-Vlan = Annotated[int, Meta(ge=0, le=4094, description="a VLAN id: 1 to 4094, or 0 for none")]
-Qos = Annotated[int, Meta(ge=0, le=7, description="a priority, 0 to 7")]
+Vlan = Annotated[
+    int, Meta(ge=0, le=HIGHEST_VLAN, description=f"a VLAN id: 1 to {HIGHEST_VLAN}, or 0 for none")
+]
+Qos = Annotated[int, Meta(ge=0, le=HIGHEST_QOS, description=f"a priority, 0 to {HIGHEST_QOS}")]
 Rate = Annotated[
-    int, Meta(ge=0, le=0xFFFFFFFF, description="a rate in Mbit/s: a whole number, 0 for no limit")
+    int, Meta(ge=0, le=HIGHEST_RATE, description="a rate in Mbit/s: a whole number, 0 for no limit")
 ]
 Switch = Annotated[bool, Meta(description="true or false")]
 VlanProtocol = Annotated[Literal["802.1Q", "802.1ad"], Meta(description='"802.1Q" or "802.1ad"')]

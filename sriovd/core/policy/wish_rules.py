@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from sriovd.backend.vf_attributes import Value
+from sriovd.core.attributes import is_multicast, is_zero
 from sriovd.core.errors import InvalidArgument
 from sriovd.core.policy.model import ADDRESSES, STABLE, PfWish, Setting, Settings
 from sriovd.core.policy.problems import Problem
 from sriovd.core.rules import check_driver_name
 
-_ZERO_MAC = "00:00:00:00:00:00"
 _MORE_THAN_ONE = 2
 
 
@@ -50,9 +50,11 @@ def _as_clause(sentence: str) -> str:
 def _check_mac(setting: Setting) -> Iterator[Problem]:
     """As the kernel's is_valid_ether_addr (include/linux/etherdevice.h), which PF drivers ask."""
     mac = str(setting.value)
-    if mac == _ZERO_MAC:
+    if mac == STABLE:
+        return
+    if is_zero(mac):
         yield setting.place.problem("the zero address means something else on each driver", 'write "stable"')
-    elif mac != STABLE and int(mac[:2], 16) & 1:
+    elif is_multicast(mac):
         yield setting.place.problem(
             f"{mac} is a multicast address", "the first pair of a VF's address is an even number"
         )
