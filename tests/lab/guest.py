@@ -183,6 +183,28 @@ class Guest:
         self.qmp("qmp_capabilities")
         self.request("ping", timeout_s=BOOT_TIMEOUT_S)
         self.agent_ready_s = time.monotonic() - self._started_s
+        self._await_units()
+        self.boot_s = time.monotonic() - self._started_s
+
+    def reboot(self) -> None:
+        """`systemctl reboot`, until the guest is up again as await_boot says; what is on its disk stays."""
+        before = self._boot_id()
+        self.qmp("set-action", reboot="reset")  # otherwise a guest that restarts ends its QEMU: qemu.py
+        self.run("systemctl reboot", timeout_s=BOOT_TIMEOUT_S)
+        wait_until(lambda: self._boot_id() not in ("", before), BOOT_TIMEOUT_S, "another boot")
+        self.qmp("set-action", reboot="shutdown")
+        self._await_units()
+
+    def _boot_id(self) -> str:
+        """Of the kernel that runs; empty while none answers."""
+        try:
+            reply = self.request("get", path="/proc/sys/kernel/random/boot_id", offset=0, timeout_s=3.0)
+        except DeadlineExceeded:  # the agent was about to end
+            return ""
+        return base64.b64decode(reply["data"]).decode()
+
+    def _await_units(self) -> None:
+        """Waits for systemd, udev's coldplug and a driver on every PF of the layout."""
         self.run("systemctl is-system-running --wait", timeout_s=BOOT_TIMEOUT_S, check=False)
         self.run("udevadm settle", timeout_s=BOOT_TIMEOUT_S)
         wanted = len(self.layout.physical_functions)
@@ -190,7 +212,6 @@ class Guest:
             "for f in /sys/bus/pci/devices/*/sriov_totalvfs; do test -e ${f%/*}/driver && echo; done | wc -l"
         )
         wait_until(lambda: int(self.run(count).stdout) >= wanted, BOOT_TIMEOUT_S, f"drivers on {wanted} PFs")
-        self.boot_s = time.monotonic() - self._started_s
 
     def run(
         self,
