@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and GUEST_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.lab)
-            item.add_marker(pytest.mark.timeout(BOOT_AND_TEST_TIMEOUT_S), append=False)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(BOOT_AND_TEST_TIMEOUT_S))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
