@@ -149,12 +149,13 @@ class Engine:
         try:
             async with self.executor.lane(adapter):
                 await self._mend_in_lane(adapter, intents)
+            for intent in intents:
+                _log.warning(
+                    "Interrupted when sriovd last ended: %s, for %s", intent.title, intent.requester
+                )
+                await self.store.finish(intent.number, "interrupted: sriovd ended meanwhile")
         except SriovdError as error:
             _log.error("Adapter %s was not mended, the next start will try again: %s", adapter, error)
-            return
-        for intent in intents:
-            _log.warning("Interrupted when sriovd last ended: %s, for %s", intent.title, intent.requester)
-            await self.store.finish(intent.number, "interrupted: sriovd ended meanwhile")
 
     async def _mend_in_lane(self, adapter: str, intents: Sequence[Intent]) -> None:
         known = self.inventory.adapters.get(adapter)

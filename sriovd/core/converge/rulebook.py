@@ -9,13 +9,14 @@ not take its policy away either.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import attributes
 from sriovd.core.converge.plan import Desired, wants_stable_macs, wished_attributes
-from sriovd.core.errors import InvalidArgument, PolicyConflict
+from sriovd.core.errors import BackendFailed, InvalidArgument, PolicyConflict
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.scripts import DEFAULT, NONE
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # a host without policies is ready before what reads them is 
     from sriovd.core.policy.model import PfWish
     from sriovd.core.policy.policy_set import PolicySet
     from sriovd.core.policy.problems import Problem
+
+_log = logging.getLogger(__name__)
 
 _OUT_OF_THE_WAY = frozenset({NONE, "vfio-pci", "pci-stub"})  # drivers that the kernel would never choose
 
@@ -73,7 +76,14 @@ class Rulebook:
             self._set = await asyncio.to_thread(_load, self._directories, before)
             self._loaded.set()
             if dict(self._set.good_texts) != before:
-                await self._store.put_policies(self._set.good_texts)
+                await self._remember(self._set.good_texts)
+
+    async def _remember(self, texts: Mapping[str, str]) -> None:
+        """What cannot be stored is in force all the same."""
+        try:
+            await self._store.put_policies(texts)
+        except BackendFailed as error:
+            _log.error("The next start will not know the last good policies: %s", error)
 
     async def wait_loaded(self) -> None:
         """Until the files have been read once: that is after the daemon is ready."""

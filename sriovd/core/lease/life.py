@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -275,8 +274,8 @@ async def _insist(write: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             return await write()
-        except sqlite3.Error as error:
-            _log.error("A lease cannot be written to disk, trying again: %s", error)
+        except BackendFailed as error:
+            _log.error("A lease waits for the disk: %s", error)
         await asyncio.sleep(_STORE_AGAIN_SEC)
 
 

@@ -13,17 +13,19 @@ import pytest
 from sriovd.backend.base import Fault
 from sriovd.backend.simulated.drivers import DRIVERS
 from sriovd.backend.simulated.netdev import NO_MAC
-from sriovd.backend.steps import Verb
+from sriovd.backend.steps import Script, Verb
 from sriovd.backend.vf_attributes import Attribute
 from sriovd.core.attributes import make_wish
 from sriovd.core.converge.campaign import digest_all
 from sriovd.core.converge.plan import Action
 from sriovd.core.converge.standing import Condition
-from sriovd.core.errors import Cancelled, InvalidArgument, NotSupported, PolicyConflict
+from sriovd.core.errors import BackendFailed, Cancelled, InvalidArgument, NotSupported, PolicyConflict
 from sriovd.core.jobs import Job, JobState
 from sriovd.core.lifecycle import CountOptions
+from sriovd.core.store import Store
 from sriovd.pci import PciAddress
 from tests.unit.core.converge.site import POLICY_OF_A, A, B, Site, made_site, run_async
+from tests.unit.core.disk import taking_nothing
 
 WHO = "uid 0"
 FULL = POLICY_OF_A + '[vf."0"]\nvlan = 100\ndriver = "default"\n'
@@ -239,6 +241,49 @@ def test_the_last_good_text_outlives_the_daemon(tmp_path: Path) -> None:
             await site.engine.rulebook.load()
             assert site.engine.rulebook.outdated == ("10-test.toml",)
             assert site.engine.rulebook.find(site.engine.inventory.get_pf(A)) is not None
+
+    run_async(test())
+
+
+def test_a_disk_that_takes_nothing_keeps_no_daemon_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The policies are in force, what has to be done is refused, and done when it can be."""
+
+    async def test() -> None:
+        async with made_site(policy=POLICY_OF_A, state=str(tmp_path / "db")) as site:
+            with taking_nothing(site.engine.store):
+                await site.engine.start_policy()
+                await site.until(lambda: site.standing().condition is Condition.REFUSED, "the refusal")
+                assert "cannot be written" in site.standing().reason
+                assert "last good policies" in caplog.text
+                assert site.writes == []
+            await site.apply()
+            assert site.drivers() == ["vfio-pci"] * 2
+
+    run_async(test())
+
+
+def test_an_interrupted_intent_keeps_no_daemon_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays open when the disk does not take its outcome, for the next start."""
+
+    async def refuse(_store: Store, _intent: int, _outcome: str) -> None:
+        raise BackendFailed("no space")
+
+    async def test() -> None:
+        state = str(tmp_path / "db")
+        async with made_site(state=state) as site:
+            await site.engine.store.begin(str(A.slot), "uid 0", Script("making 2 VFs", ()))
+        with monkeypatch.context() as full:
+            full.setattr(Store, "finish", refuse)
+            async with made_site(state=state):
+                pass
+        async with made_site(state=state) as site:
+            assert len(site.engine._saved.intents) == 1
+        async with made_site(state=state) as site:
+            assert site.engine._saved.intents == ()
 
     run_async(test())
 

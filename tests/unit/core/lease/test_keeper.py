@@ -20,9 +20,11 @@ from sriovd.core.errors import (
     ResetFailed,
     Stuck,
 )
+from sriovd.core.lease import life
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.record import LeaseState
 from sriovd.pci import PciAddress
+from tests.unit.core.disk import taking_nothing
 
 from .leasehost import ALICE, BOB, IGB, QEMU, VF0, on_host, until, world
 
@@ -344,24 +346,25 @@ async def test_holders_that_cannot_be_asked_are_taken_for_some(
 
 
 @on_host
-async def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sqlite3
-
-    from sriovd.core.lease import life
-
+async def test_a_disk_that_takes_nothing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is done for a lease that is not on disk; the end of one waits, too."""
     monkeypatch.setattr(life, "_STORE_AGAIN_SEC", 0.001)
+
+    def refused_often() -> bool:
+        return caplog.text.count("waits for the disk") >= 3
+
     async with world(tmp_path) as host:
-        put = host.engine.store.put_lease
-        tries = 0
-
-        async def put_later(*row: object) -> None:
-            nonlocal tries
-            tries += 1
-            if tries <= 3:
-                raise sqlite3.OperationalError("database or disk is full")
-            assert host.vf().facts.driver == "" or tries > 4, "something was done before it was on disk"
-            await put(*row)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(host.engine.store, "put_lease", put_later)
-        assert (await host.lend(wish=AT_VF0)).state is ACTIVE
-        assert tries >= 5
+        with taking_nothing(host.engine.store):
+            lending = asyncio.create_task(host.lend(wish=AT_VF0))
+            await until(refused_often)
+            assert (host.vf().facts.driver, host.documents()) == ("", {})
+        lease = await lending
+        assert (lease.state, await host.stored()) == (ACTIVE, [lease.number])
+        caplog.clear()
+        with taking_nothing(host.engine.store):
+            release = asyncio.create_task(host.leases.release(lease.number, force=False))
+            await until(refused_often)
+        await release
+        assert await host.stored() == []
