@@ -126,7 +126,7 @@ class Daemon:
                 engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, objects, authority
             ).handlers(),
             **LeaseVerbs(
-                engine.inventory, engine.leases, engine.work, engine.jobs, objects, authority,
+                engine.inventory, engine.leases, engine.jobs, objects, authority,
                 self._descriptors,
             ).handlers(),
         }  # fmt: skip

@@ -214,9 +214,10 @@ class Backend(Protocol):
     def take_back(self, group: int) -> None:
         """Let nobody but root open that VFIO group; one that does not exist is fine. Raises OSError."""
 
-    def open_group(self, group: int) -> int:
-        """A descriptor of that VFIO group, which the caller closes. Raises OSError: EBUSY when it is open
-        already."""
+    async def open_group(self, group: int, timeout_sec: float) -> int:
+        """A descriptor of that VFIO group, which the caller closes. Nobody but root may open the group
+        afterwards: see hand_over. Raises OSError, of which EBUSY when it is open already and TimeoutError
+        when the kernel has not answered in time; ConnectionError."""
 
     def list_group(self, group: int) -> Sequence[str]:
         """The names of the devices in that IOMMU group, SR-IOV or not."""

@@ -36,7 +36,7 @@ from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.lease.choose import Spread, Wish
 from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.lease.record import Lease
-from sriovd.core.lease.work import VFIO_PCI, LeaseWork
+from sriovd.core.lease.work import VFIO_PCI
 from sriovd.core.results import Changed, Result
 from sriovd.pci import AddressError, PciSlot
 
@@ -56,7 +56,6 @@ class LeaseVerbs:
         self,
         inventory: Inventory,
         leases: LeaseKeeper,
-        work: LeaseWork,
         jobs: JobRegistry,
         objects: Objects,
         authority: Authority,
@@ -64,7 +63,6 @@ class LeaseVerbs:
     ) -> None:
         self._inventory = inventory
         self._leases = leases
-        self._work = work
         self._jobs = jobs
         self._objects = objects
         self._authority = authority
@@ -165,7 +163,7 @@ class LeaseVerbs:
 
     async def _open(self, caller: Caller, number: int, owner: str) -> tuple[Fd]:
         await self._authority.check(caller, LEASE)
-        return (Fd(self._work.open_group(self._own(caller, number, owner))),)
+        return (Fd(await self._leases.open_group(self._own(caller, number, owner))),)
 
     def _own(self, caller: Caller, number: int, owner: str) -> Lease:
         return self._leases.require_own(number, caller.uid, owner, trusted=self._authority.trusts(caller))

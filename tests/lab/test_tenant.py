@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ polkit.addRule(function(action, subject) {
     }
 });
 """
+OPENING = Path(__file__).with_name("opening.py")
 RULES = "/etc/polkit-1/rules.d/40-tenants.rules"
 
 
@@ -122,6 +124,18 @@ def test_vm_of_a_tenant(client: Client, tenant: Tenant) -> None:
         vm.wait_for_replies(1)
         vm.shutdown()
     following.release(number)
+
+
+def test_the_open_group_comes_over_the_bus(client: Client, tenant: Tenant) -> None:
+    """Twice: what the first has closed the second can have, and the node stays the tenant's."""
+    number = tenant.lease()
+    client.guest.put("/run/opening.py", OPENING.read_bytes())
+    for _ in range(2):
+        command = ["runuser", "-u", USER, "--", "python3", "/run/opening.py", str(number), USER]
+        told = client.guest.run(command).stdout.splitlines()
+        assert told == ["flags 1", "second org.sriovd1.Error.InUse"]
+        assert group_owner(client, VF) == USER
+    tenant.release(number)
 
 
 def wait_in_sync_of_igb0(client: Client) -> None:

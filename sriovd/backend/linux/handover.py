@@ -1,7 +1,6 @@
 """Who may open a VFIO group: the owner of its node below /dev/vfio.
 
-Rule: the node keeps its mode 0600; only its user changes, so that one tenant at a time has it. Opening a
-node that is a tenant's by now takes it back for that moment: sriovd has no right to pass over permissions.
+Rule: the node keeps its mode 0600; only its user changes, so that one tenant at a time has it.
 Linux: Documentation/driver-api/vfio.rst, "VFIO Usage Example".
 """
 
@@ -18,14 +17,3 @@ def give_node(directory: str, group: int, uid: int) -> None:
     path = f"{directory}/{group}"
     if os.stat(path).st_uid != uid:
         os.chown(path, uid, _KEEP_GROUP)
-
-
-def open_node(directory: str, group: int) -> int:
-    """A descriptor of that VFIO group; the node's owner is the same afterwards. Raises OSError."""
-    path = f"{directory}/{group}"
-    owner = os.stat(path).st_uid
-    try:
-        give_node(directory, group, ROOT_UID)
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    finally:
-        give_node(directory, group, owner)

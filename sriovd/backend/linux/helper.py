@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     ScriptOrder = tuple[Literal["script"], bool, int]  # stop at the first failure?, number of chains
     ChainsOrder = tuple[Literal["chains"], list[list[StepOrder]]]  # the next of a script's chains
     HoldersOrder = tuple[Literal["holders"], str, list[str]]  # label, absolute paths
+    OpenOrder = tuple[Literal["open"], str, str]  # label, absolute path
     StopOrder = tuple[Literal["stop"]]  # begin no further chain
-    Order = ScriptOrder | ChainsOrder | HoldersOrder | StopOrder
+    Order = ScriptOrder | ChainsOrder | HoldersOrder | OpenOrder | StopOrder
     HolderReply = tuple[list[tuple[str, int, str]], int]  # (path, pid, comm) each; processes unreadable
 
 
@@ -195,6 +196,10 @@ class Helper:
                 _, label, paths = order
                 self._report(label, time.monotonic_ns() // 1000)
                 self._send(("done", find_holders(frozenset(paths))))
+            elif order[0] == "open":
+                _, label, path = order
+                self._report(label, time.monotonic_ns() // 1000)
+                self._open(path)
             elif order[0] == "script":
                 _, stop_on_failure, count = order
                 self._run_script(stop_on_failure, count)
@@ -239,6 +244,22 @@ class Helper:
         data = frame(message)
         while data:
             data = data[os.write(0, data) :]
+
+    def _open(self, path: str) -> None:
+        """Open for reading and writing; the descriptor goes along with the reply (unix(7), SCM_RIGHTS)."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            self._send(("opened", error.errno or errno.EIO))
+            return
+        self._let_block(True)
+        sock = _socket.socket(fileno=0)
+        try:
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))
+            sock.sendmsg([frame(("opened", 0))], [rights])
+        finally:
+            sock.detach()
+            os.close(fd)
 
     def _run_script(self, stop_on_failure: bool, count: int) -> None:
         chains: list[list[StepOrder]] = []

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sriovd.backend.base import Evidence, Leftover
 from sriovd.backend.linux.process import HelperProcess
 from sriovd.backend.linux.registry import LeftoverWatch
-from sriovd.backend.linux.runs import HolderScan, Job, ScriptRun
+from sriovd.backend.linux.runs import HolderScan, Job, NodeOpening, ScriptRun
 from sriovd.backend.steps import ChainResult, Script
 
 if TYPE_CHECKING:  # helper.py defines no types at run time
@@ -45,6 +45,7 @@ class HelperPool:
         self._busy: dict[AnyJob, HelperProcess] = {}
         self._abandoned: dict[AnyJob, HelperProcess] = {}
         self._waiting: deque[AnyJob] = deque()
+        self._opening: set[str] = set()  # device nodes
         self._leftovers = LeftoverWatch()
         self._running = False
 
@@ -81,6 +82,24 @@ class HelperPool:
         job = HolderScan(paths)
         self._submit(job)
         return await job.finished
+
+    async def open_node(self, path: str, timeout_sec: float) -> int:
+        """A descriptor of the device node `path`, open for reading and writing, which is the caller's.
+        Raises OSError, of which TimeoutError when the kernel has not answered in time, at once when it
+        still owes the answer to somebody before; and ConnectionError."""
+        if path in self._opening:  # however often a tenant asks, one helper waits
+            raise TimeoutError(f"{path} is being opened already")
+        job = NodeOpening(path)
+        self._opening.add(path)
+        job.finished.add_done_callback(lambda _: self._opening.discard(path))
+        self._submit(job)
+        try:
+            async with asyncio.timeout(timeout_sec):
+                return await asyncio.shield(job.finished)
+        except (TimeoutError, asyncio.CancelledError):
+            self.abandon(job)
+            job.discard()
+            raise
 
     def find_leftovers(self) -> Sequence[Leftover]:
         """What a former daemon process left hanging. Raises OSError."""
@@ -120,7 +139,7 @@ class HelperPool:
         """End `job` if it still waits for a helper."""
         if job in self._waiting:
             self._waiting.remove(job)
-            job.finish(None)
+            job.withdraw()
 
     def _dispatch(self) -> None:
         """Give waiting jobs to helpers as far as the cap allows."""
@@ -155,7 +174,7 @@ class HelperPool:
             asyncio.get_running_loop().call_soon(self._tell, job, helper, orders)
 
     def _hear(self, job: AnyJob, kind: str, payload: object) -> None:
-        if kind == "done":
+        if kind in ("done", "opened"):
             self._reclaim(job)
             job.finish(payload)
             self._dispatch()

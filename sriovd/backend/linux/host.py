@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from sriovd.backend.base import DriverState, FunctionFacts, Holder, KernelEvent, Leftover
-from sriovd.backend.linux.handover import ROOT_UID, give_node, open_node
+from sriovd.backend.linux.handover import ROOT_UID, give_node
 from sriovd.backend.linux.helpers import HelperPool
 from sriovd.backend.linux.holders import vfio_nodes
 from sriovd.backend.linux.links import LinkMonitor
@@ -133,9 +133,14 @@ class LinuxBackend:
         with contextlib.suppress(FileNotFoundError):
             give_node(self._vfio_directory, group, ROOT_UID)
 
-    def open_group(self, group: int) -> int:
-        """A descriptor of that VFIO group. Raises OSError."""
-        return open_node(self._vfio_directory, group)
+    async def open_group(self, group: int, timeout_sec: float) -> int:
+        """A descriptor of that VFIO group, as Backend.open_group documents.
+
+        By a helper, because the kernel makes whoever opens wait for the reset at the end of the last use
+        (drivers/vfio/group.c, group_lock): a minute, when the device does not answer any more.
+        """
+        give_node(self._vfio_directory, group, ROOT_UID)  # sriovd has no right to pass over permissions
+        return await self._helpers.open_node(f"{self._vfio_directory}/{group}", timeout_sec)
 
     def list_group(self, group: int) -> Sequence[str]:
         """The names of the devices in that IOMMU group."""

@@ -20,10 +20,15 @@ from sriovd.backend.linux.registry import StatusFile
 
 _BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _RECEIVE_BYTES = 65536
+_ROOM_FOR_A_DESCRIPTOR = socket.CMSG_SPACE(4)  # a helper does one job at a time
 
 
 class HelperProcess:
-    """A running helper. `on_message(kind, payload)` gets what it says, `on_death(how)` its end."""
+    """A running helper. `on_message(kind, payload)` gets what it says, `on_death(how)` its end.
+
+    What it says of an open file is ("opened", (errno, descriptor)); the descriptor, -1 with an errno, is the
+    listener's.
+    """
 
     def __init__(self, root: str, status_directory: str) -> None:
         """Start it. A job can be sent at once and waits in the socket until it is up. Raises OSError."""
@@ -32,6 +37,7 @@ class HelperProcess:
         self._loop = asyncio.get_running_loop()
         self._incoming = bytearray()
         self._outgoing = bytearray()
+        self._descriptors: list[int] = []  # that have come, and not yet the word of them
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
@@ -73,6 +79,8 @@ class HelperProcess:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.status.close(remove=remove_status)
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def _flush(self) -> None:
         try:
@@ -94,12 +102,18 @@ class HelperProcess:
     def _read_socket(self) -> bool:
         """Deliver what has come; False at the end."""
         try:
-            data = self._socket.recv(_RECEIVE_BYTES)
+            data, rights, *_ = self._socket.recvmsg(
+                _RECEIVE_BYTES, _ROOM_FOR_A_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             return False
         self._incoming += data
+        self._descriptors += [int.from_bytes(descriptor, sys.byteorder) for _, _, descriptor in rights]
         while isinstance(message := helper.unframe(self._incoming), tuple):
-            self.on_message(*message)
+            kind, payload = message
+            if kind == "opened":
+                payload = (payload, self._descriptors.pop() if self._descriptors else -1)
+            self.on_message(kind, payload)
         return bool(data)
 
     def _exited(self) -> None:

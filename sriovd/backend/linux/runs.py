@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import itertools
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # helper.py defines no types at run time
         ChainsOrder,
         HolderReply,
         HoldersOrder,
+        OpenOrder,
         Order,
         ScriptOrder,
         StepOrder,
@@ -63,12 +65,20 @@ class Job(ABC, Generic[Result]):
 
     @abstractmethod
     def conclude(self, payload: object) -> Result:
-        """The helper is done: the value for `finished`."""
+        """The helper is done: the value for `finished`. Raises OSError when that raises one."""
 
     def finish(self, payload: object) -> None:
         """Resolve `finished`."""
-        if not self._finished.done():
+        if self._finished.done():
+            return
+        try:
             self._finished.set_result(self.conclude(payload))
+        except OSError as error:
+            self._finished.set_exception(error)
+
+    def withdraw(self) -> None:
+        """No helper will ever have it."""
+        self.finish(None)
 
     def fail(self, message: str) -> None:
         """Let `finished` raise ConnectionError."""
@@ -160,6 +170,39 @@ class HolderScan(Job["HolderReply"]):
 
     def conclude(self, payload: object) -> HolderReply:
         return cast("HolderReply", payload)
+
+
+class NodeOpening(Job[int]):
+    """Opens a device node; `finished` has its descriptor, which is the caller's, or raises OSError. It
+    writes nothing, so what a dead daemon leaves of it hanging is no reason to leave an adapter alone."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("", f"opening {path}")
+        self._path = path
+
+    def orders(self) -> Iterator[OpenOrder]:
+        yield "open", self.title, self._path
+
+    def take(self, payload: object) -> None:
+        raise TypeError(f"a node is open or not: {payload!r}")
+
+    def conclude(self, payload: object) -> int:
+        code, fd = cast("tuple[int, int]", payload)
+        if code:
+            raise OSError(code, os.strerror(code), self._path)
+        return fd
+
+    def withdraw(self) -> None:
+        self.cancel()
+
+    def discard(self) -> None:
+        """Nobody wants it any more: what is open, or will be, is closed again."""
+        self._finished.add_done_callback(_close)
+
+
+def _close(finished: asyncio.Future[int]) -> None:
+    if not finished.cancelled() and finished.exception() is None:
+        os.close(finished.result())
 
 
 def _spell(step: Step) -> StepOrder:

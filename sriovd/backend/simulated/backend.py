@@ -145,8 +145,9 @@ class SimulatedBackend:
         """Let nobody but root open that VFIO group."""
         self.group_owners.pop(group, None)
 
-    def open_group(self, group: int) -> int:
+    async def open_group(self, group: int, timeout_sec: float) -> int:  # noqa: ARG002
         """There is no device behind it: a descriptor of nothing. Raises OSError."""
+        self.take_back(group)
         if not os.path.isdir(self.host.tree.path(f"devices/virtual/vfio/{group}")):
             raise FileNotFoundError(errno.ENOENT, f"there is no VFIO group {group}")
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -86,7 +86,8 @@ TABLE: dict[tuple[LeaseState, LeaseEvent], Transition] = {
     (ACTIVE, LeaseEvent.FORCED): _EVICT,
     (ACTIVE, LeaseEvent.OWNER_GONE): _RELEASE,
     (ACTIVE, LeaseEvent.VF_GONE): _AWAIT_VF,
-    (ACTIVE, LeaseEvent.RESTARTED): Transition(ACTIVE),  # nothing was under way
+    # Nothing was under way, but a daemon that is killed while it opens the group leaves the node to root.
+    (ACTIVE, LeaseEvent.RESTARTED): Transition(ACTIVE, (Effect.HAND_OVER,)),
     (ABSENT, LeaseEvent.VF_BACK): BEGIN,
     (ABSENT, LeaseEvent.RELEASE_ASKED): _END,  # a VF that is gone needs no cleaning
     (ABSENT, LeaseEvent.FORCED): _END,

@@ -7,6 +7,7 @@ automaton's (life.py).
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 from sriovd.core import scripts
 from sriovd.core.errors import (
     Cancelled,
+    InUse,
     InvalidArgument,
+    LockedOut,
     NoSuchFunction,
     NotOwner,
     PoolExhausted,
@@ -47,6 +50,7 @@ class LeaseKeeper:
         self._last_number = last_number
         self._lives = LeaseLives(inventory, work, store)
         self._pool = Pool(inventory, self._lives.places)
+        self._opening: set[int] = set()  # leases whose groups are being opened
 
     def listen(self, on_change: Callable[[Lease], None], on_end: Callable[[Lease], None]) -> None:
         """Call `on_change` with every new state of a lease, and `on_end` when one is over."""
@@ -80,6 +84,33 @@ class LeaseKeeper:
     def vf_address(self, lease: Lease) -> PciAddress | None:
         """Where its VF is now, if it is."""
         return self._lives.vf_address(lease)
+
+    async def open_group(self, lease: Lease) -> int:
+        """A descriptor of the lease's VFIO group. Raises NotSupported, LockedOut, InUse, Stuck,
+        BackendFailed, NoSuchFunction."""
+        if lease.number in self._opening:
+            raise InUse(f"The VFIO group of {lease} is being opened already.", "Wait for that.")
+        self._opening.add(lease.number)
+        try:
+            fd = await self._work.open_group(lease)
+        finally:
+            self._opening.discard(lease.number)
+            ours = self._hand_over_again(lease)
+        if not ours:  # it was released meanwhile
+            os.close(fd)
+            raise LockedOut(f"{lease} has ended while its group was opened.")
+        return fd
+
+    def _hand_over_again(self, lease: Lease) -> bool:
+        """Whether the lease is as it was; then its owner may open the group himself, too."""
+        now = self.get(lease.number)
+        if now is None or now.state is not LeaseState.ACTIVE or now.generation != lease.generation:
+            return False
+        try:
+            self._work.hand_over(now)
+        except SriovdError as error:
+            _log.warning("%s", error)
+        return True
 
     # Lease and release.
 

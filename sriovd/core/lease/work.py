@@ -26,6 +26,7 @@ from sriovd.core.errors import (
     LockedOut,
     NoSuchFunction,
     NotSupported,
+    Stuck,
 )
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job, JobRegistry
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 VFIO_PCI = "vfio-pci"
 _A_LONG_TIME_USEC = 10**12
+_OPENING_SEC = 5.0
 _HALF = ".half"  # of the name of a CDI document that is being written: container runtimes pass over it
 # What no tenant may leave behind where no policy says otherwise. Its MAC address is the place's, and stays.
 _NEUTRAL = VfAttributes(vlan=0, qos=0, min_tx_rate=0, max_tx_rate=0, spoof_check=True, trust=False)
@@ -131,9 +133,9 @@ class LeaseWork:
         except OSError as error:
             _log.error("CDI documents of leases that are over could not be removed: %s", error)
 
-    def open_group(self, lease: Lease) -> int:
-        """A descriptor of the VFIO group. Raises NotSupported, LockedOut, InUse, BackendFailed,
-        NoSuchFunction."""
+    async def open_group(self, lease: Lease) -> int:
+        """A descriptor of the VFIO group, which the owner may not open any more by himself until hand_over.
+        Raises NotSupported, LockedOut, InUse, Stuck, BackendFailed, NoSuchFunction."""
         if lease.state is not LeaseState.ACTIVE:  # what was taken back must not be opened again
             raise LockedOut(f"{lease} is {lease.state}.", "Its VF can be opened while it is active.")
         vf = self.vf_of(lease)
@@ -143,7 +145,12 @@ class LeaseWork:
                 "Lease with the option driver 'vfio-pci'.",
             )
         try:
-            return self._site.backend.open_group(vf.facts.iommu_group)
+            return await self._site.backend.open_group(vf.facts.iommu_group, _OPENING_SEC)
+        except TimeoutError as error:
+            raise Stuck(
+                f"The VFIO group of {lease} has not opened within {_OPENING_SEC:g} s.",
+                "The kernel may still be resetting the VF after its last use; it gives up after 70 s.",
+            ) from error
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise InUse(f"The VFIO group of {lease} is open already.", "Close it first.") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sriovd.backend.linux.handover import give_node, open_node
+from sriovd.backend.linux.handover import give_node
 
 ALICE = 1000
 
@@ -51,27 +51,6 @@ def test_only_the_user_changes_and_only_if_need_be(nodes: Nodes) -> None:
     assert nodes.changes == [(ALICE, -1)]
 
 
-def test_who_had_it_has_it_again_after_it_was_opened(nodes: Nodes) -> None:
-    nodes.add(7, ALICE)
-    fd = open_node(nodes.directory, 7)
-    assert not os.get_inheritable(fd)
-    os.close(fd)
-    assert nodes.changes == [(0, -1), (ALICE, -1)]
-
-
-def test_also_when_it_could_not_be_opened(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(16, "busy")
-
-    nodes.add(7, ALICE)
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OSError, match="busy"):
-        open_node(nodes.directory, 7)
-    assert nodes.owners[f"{nodes.directory}/7"] == ALICE
-
-
 def test_a_group_that_is_none(nodes: Nodes) -> None:
     with pytest.raises(FileNotFoundError):
         give_node(nodes.directory, 7, ALICE)
-    with pytest.raises(FileNotFoundError):
-        open_node(nodes.directory, 7)

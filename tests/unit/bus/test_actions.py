@@ -148,7 +148,7 @@ class Service:
             engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, objects, self.authority
         )
         leases = LeaseVerbs(
-            engine.inventory, engine.leases, engine.work, engine.jobs, objects, self.authority,
+            engine.inventory, engine.leases, engine.jobs, objects, self.authority,
             self.descriptors,
         )  # fmt: skip
         self.handlers: dict[tuple[str, str], Handler] = {

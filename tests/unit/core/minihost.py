@@ -167,7 +167,7 @@ class MiniHost:
     def take_back(self, group: int) -> None:
         raise NotImplementedError
 
-    def open_group(self, group: int) -> int:
+    async def open_group(self, group: int, timeout_sec: float) -> int:
         raise NotImplementedError
 
     def list_group(self, group: int) -> Sequence[str]:

@@ -165,7 +165,7 @@ def test_the_diagram_has_every_row() -> None:
     arrows = [line for line in draw_diagram().splitlines() if "-->" in line]
     assert len(arrows) == len(TABLE) + 2  # how it begins and ends
     assert "    active --> releasing: owner-gone / take-back, check-closed" in arrows
-    assert "    active --> active: restarted" in arrows
+    assert "    active --> active: restarted / hand-over" in arrows
 
 
 def test_the_module_prints_the_diagram() -> None:

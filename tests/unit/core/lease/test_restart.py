@@ -56,6 +56,20 @@ async def test_an_active_one_is_left_as_it_is(tmp_path: Path) -> None:
         assert (host.backend.group_owners, host.documents(), host.remembered()) == ({}, {}, {})
 
 
+@on_host
+async def test_what_an_active_one_has_lost_is_handed_over_again(tmp_path: Path) -> None:
+    """A daemon was killed while it opened the group, somebody has emptied the directory of CDI documents."""
+    async with world(tmp_path) as host:
+        await host.lend(wish=AT_VF0)
+        documents = host.documents()
+        host.backend.take_back(host.group())
+        for name in documents:
+            (Path(host.places.cdi) / name).unlink()
+        await host.restart()
+        await until(lambda: host.backend.group_owners == {host.group(): ALICE})
+        await until(lambda: host.documents() == documents)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 @on_host
 async def test_one_whose_owner_died_meanwhile_ends(tmp_path: Path, kept: bool) -> None:
