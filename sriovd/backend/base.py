@@ -118,7 +118,46 @@ class LinkChanged:
     address: PciAddress
 
 
-KernelEvent = Uevent | EventsLost | LinkChanged
+class Severity(StrEnum):
+    """Which message an error was signalled by: ERR_COR, ERR_NONFATAL or ERR_FATAL (PCIe 6.2.2)."""
+
+    CORRECTED = "corrected"
+    NONFATAL = "nonfatal"
+    FATAL = "fatal"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """An AER error that the kernel has decoded (tracepoint ras:aer_event): of a PF, a VF, or a port above.
+
+    `status`: the bits of the AER status register that are not masked; 0 when the device could not be read
+    (fatal errors). `tlp_header`: its dwords, empty when none was logged. `at_usec`: CLOCK_MONOTONIC when it
+    was recorded. Comes before the uevents that the kernel sends after it, as far as the host can tell.
+    """
+
+    address: PciAddress
+    severity: Severity
+    status: int
+    tlp_header: tuple[int, ...]
+    at_usec: int
+
+
+KernelEvent = Uevent | EventsLost | LinkChanged | ErrorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPath:
+    """How errors of a function come to light; for the audit, and for rescans.
+
+    `ports`: the bridges above it, the nearest first; empty: it is on a root bus. `has_aer`: it has the AER
+    capability, so its errors have names. `is_native`: the kernel handles AER of its root port; False where
+    firmware does (firmware first), or nobody. `is_recorded`: the kernel's records of errors reach sriovd.
+    """
+
+    ports: tuple[PciAddress, ...] = ()
+    has_aer: bool = False
+    is_native: bool = False
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +261,18 @@ class Backend(Protocol):
     def list_group(self, group: int) -> Sequence[str]:
         """The names of the devices in that IOMMU group, SR-IOV or not."""
 
+    def read_error_counters(self, address: PciAddress) -> Mapping[Severity, Mapping[str, int]]:
+        """What the kernel has counted of that function since it appeared, by severity, by the kernel's name
+        of each error and by "total" for all; errors that never came are left out. Empty when the kernel
+        counts none (no AER capability), or the function is gone."""
+
+    def read_error_path(self, address: PciAddress) -> ErrorPath:
+        """How errors of that function come to light; an empty ErrorPath when it is gone."""
+
+    async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
+        """Lines of the kernel's log, in order, from the time `since_usec` (CLOCK_MONOTONIC) on, that contain
+        any of `words`, at most 200: `[seconds] text`. Empty when it cannot be read."""
+
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> Run:
         """Execute `script` on `adapter` (a PCI slot's text); `on_result` is called after every chain."""
 
@@ -272,6 +323,17 @@ class SimulatorControl(Protocol):
     def set_vf_attribute(self, pf: PciAddress, request: str) -> None:
         """Let somebody else set a VF attribute, as `ip link set ... vf` does. `request`: as
         vf_attributes.format_request makes it. Raises ValueError."""
+
+    def inject_error(
+        self, address: PciAddress, severity: Severity, status: int, tlp_header: Sequence[int]
+    ) -> None:
+        """Let the PF or VF at `address` meet an error, which the simulated kernel handles as Linux does:
+        `status`: bits of the AER status register of that severity, 0 for a usual one; `tlp_header`: four
+        dwords or none. Raises ValueError."""
+
+    def hide_errors(self, sources: Sequence[str]) -> None:
+        """Lose what tells of errors, until told otherwise: any of 'records' (the tracepoint), 'uevents'
+        (those of recovery), 'counters'; none of them: everything is told. Raises ValueError."""
 
     def lose_events(self, count: int) -> None:
         """Drop the next `count` events, as an overrun socket does; EventsLost follows."""

@@ -22,6 +22,7 @@ class Access(StrEnum):
     READ = "read"
     READLINK = "readlink"
     COUNT = "count"  # how many directory entries match a prefix
+    CONFIG = "config"  # configuration space: bytes of it read, or bits of a register changed
     LINK = "link"  # a netlink request to the network interface in that directory; data: verb and argument
 
 
@@ -43,7 +44,10 @@ class Verb(StrEnum):
     REMOVE = "remove"
     RESCAN_BUS = "rescan-bus"
     RESCAN_PORT = "rescan-port"
+    READ_CONFIG = "read-config"
+    UPDATE_CONFIG = "update-config"
     READ_LINK = "read-link"
+    SWITCH_LINK = "switch-link"
     SET_VF_ATTRIBUTE = "set-vf-attribute"
 
 
@@ -77,6 +81,9 @@ _FORMS: dict[Verb, _Form] = {
     Verb.REMOVE: _Form(Access.WRITE, f"{_DEVICE}/remove", "1"),
     Verb.RESCAN_BUS: _Form(Access.WRITE, "bus/pci/rescan", "1"),
     Verb.RESCAN_PORT: _Form(Access.WRITE, f"{_DEVICE}/rescan", "1"),
+    Verb.READ_CONFIG: _Form(Access.CONFIG, f"{_DEVICE}/config", "{verb} {argument}"),
+    Verb.UPDATE_CONFIG: _Form(Access.CONFIG, f"{_DEVICE}/config", "{verb} {argument}", writes=True),
+    Verb.SWITCH_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}", writes=True),
     Verb.READ_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}"),
     Verb.SET_VF_ATTRIBUTE: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}", writes=True),
 }
@@ -99,6 +106,12 @@ class Step:
     gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
     there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), with its VFs when its argument is
     "vfs", and has no `expect`. SET_VF_ATTRIBUTE goes to the PF; its argument is a format_request.
+    SWITCH_LINK brings the interface "up" or "down" (ip-link(8)).
+
+    READ_CONFIG: its argument is "OFFSET LENGTH" in decimal, its value that many bytes of configuration space
+    in hexadecimal (fewer where it ends before). UPDATE_CONFIG: "OFFSET WIDTH MASK VALUE" in decimal, width
+    1, 2 or 4: the bits of MASK become those of VALUE, unless the register reads all-ones (then nothing
+    answers) or is so already; its value is what the register was before, in decimal.
     """
 
     verb: Verb

@@ -95,12 +95,14 @@ _TEXTS = {
 class LinkReport:
     """What the kernel says of a function's network interface, and, for a PF that was asked so, of its VFs.
 
-    `mtu`, `min_mtu`, `max_mtu`: bytes; 0: not told. `vfs`: by VF index.
+    `mtu`, `min_mtu`, `max_mtu`: bytes; 0: not told. `up`: 1 when it is switched on (IFF_UP), carrier or not.
+    `vfs`: by VF index.
     """
 
     mtu: int = 0
     min_mtu: int = 0
     max_mtu: int = 0
+    up: int = 0
     vfs: Mapping[int, VfAttributes] = field(default_factory=dict)
 
 
@@ -146,7 +148,7 @@ def parse_request(text: str) -> tuple[int, Attribute, VfAttributes]:
 
 def format_report(report: LinkReport) -> str:
     """One line for the link, one for each VF by its index: the value that a step which reads it gives."""
-    lines = [f"link mtu={report.mtu} min-mtu={report.min_mtu} max-mtu={report.max_mtu}"]
+    lines = [f"link mtu={report.mtu} min-mtu={report.min_mtu} max-mtu={report.max_mtu} up={report.up}"]
     for index, attributes in sorted(report.vfs.items()):
         pairs = (f"{name}={format_value(value)}" for name, value in attributes.items())
         lines.append(" ".join((str(index), *pairs)))
