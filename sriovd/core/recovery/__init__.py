@@ -1,0 +1,1 @@
+"""Errors of adapters: noticing, freezing, locking out, recovering and permitting again."""
