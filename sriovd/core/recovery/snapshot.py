@@ -1,0 +1,90 @@
+"""How the functions of an adapter have to be when it has recovered: as they were when it froze.
+
+Rule: taken before anything is written to them, and never taken anew from what a recovery has in its hands: a
+function that is not in service keeps the picture of the time when it was. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sriovd.backend.vf_attributes import VfAttributes
+from sriovd.core.inventory import Function
+from sriovd.pci import PciAddress
+
+NO_ATTRIBUTES = VfAttributes()
+
+
+@dataclass(frozen=True, slots=True)
+class VfShot:
+    """A VF: where it was, its driver (empty: none), its reset methods, and, as far as they could be read, its
+    attributes and whether it might do DMA (Bus Master Enable)."""
+
+    index: int
+    address: PciAddress
+    driver: str
+    reset_methods: tuple[str, ...] = ()
+    bus_master: bool = False
+    attributes: VfAttributes = NO_ATTRIBUTES
+
+
+@dataclass(frozen=True, slots=True)
+class PfShot:
+    """A PF: its driver, the bridge above it (None: a root bus), whether its network interface was up, and
+    its VFs by index."""
+
+    address: PciAddress
+    driver: str
+    port: PciAddress | None = None
+    up: bool = False
+    vfs: tuple[VfShot, ...] = ()
+
+    def vf(self, index: int) -> VfShot | None:
+        """The VF of that index."""
+        return next((vf for vf in self.vfs if vf.index == index), None)
+
+
+def take_shot(
+    pf: Function,
+    vfs: Iterable[Function],
+    port: PciAddress | None,
+    before: PfShot | None,
+    in_service: Callable[[int], bool],
+) -> PfShot:
+    """`pf` with its `vfs` as they are now. `before`: an earlier shot, which goes on to count for the VFs
+    that are not in service."""
+    found = {
+        vf.virtual.index: VfShot(vf.virtual.index, vf.address, vf.facts.driver, vf.facts.reset_methods)
+        for vf in vfs
+        if vf.virtual is not None
+    }
+    if before is not None:
+        found.update((vf.index, vf) for vf in before.vfs if not in_service(vf.index))
+    kept = before if before is not None and not pf.facts.driver else None
+    shots = tuple(found[index] for index in sorted(found))
+    return PfShot(pf.address, kept.driver if kept else pf.facts.driver, port, bool(kept and kept.up), shots)
+
+
+def with_bus_masters(shot: PfShot, masters: Mapping[int, bool]) -> PfShot:
+    """With what was read of Bus Master Enable, by VF index; whoever had it once keeps it: a fence may have
+    taken it since."""
+    vfs = (replace(vf, bus_master=vf.bus_master or masters.get(vf.index, False)) for vf in shot.vfs)
+    return replace(shot, vfs=tuple(vfs))
+
+
+def with_attributes(shot: PfShot, told: Mapping[int, VfAttributes], up: bool) -> PfShot:
+    """With what the PF's driver told of its VFs, by index, and of its interface."""
+    vfs = (replace(vf, attributes=told.get(vf.index, vf.attributes)) for vf in shot.vfs)
+    return replace(shot, up=up, vfs=tuple(vfs))
+
+
+def overlay(base: VfAttributes, wish: VfAttributes) -> VfAttributes:
+    """`base` where nothing is wished."""
+    wished = {name.replace("-", "_"): value for name, value in wish.items()}
+    return replace(base, **wished)  # type: ignore[arg-type]
+
+
+def list_ports(shots: Sequence[PfShot]) -> tuple[PciAddress, ...]:
+    """The bridges above, each once."""
+    return tuple(dict.fromkeys(shot.port for shot in shots if shot.port is not None))
