@@ -19,17 +19,20 @@ PACKAGE = ROOT / "sriovd"
 MAX_LINES = 400
 
 # What modules below a name may import of sriovd; the longest name counts. Everyone may import his own.
-SEAM = ("sriovd.backend.base", "sriovd.backend.steps", "sriovd.backend.vf_attributes", "sriovd.pci")
+PCI = ("sriovd.pci", "sriovd.pci_aer", "sriovd.pci_registers")
+SEAM = ("sriovd.backend.base", "sriovd.backend.steps", "sriovd.backend.vf_attributes", *PCI)
 EVERYTHING = ("sriovd",)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd": (),
     "sriovd.pci": (),
+    "sriovd.pci_aer": (),
+    "sriovd.pci_registers": (),
     "sriovd.backend": (),
     "sriovd.backend.steps": ("sriovd.pci",),
     "sriovd.backend.vf_attributes": (),
     "sriovd.backend.base": SEAM,
     "sriovd.backend.sysfs": SEAM,
-    "sriovd.backend.model": ("sriovd.pci",),
+    "sriovd.backend.model": PCI,
     "sriovd.backend.linux": (*SEAM, "sriovd.backend.sysfs", "sriovd.partial_import"),
     "sriovd.backend.simulated": (*SEAM, "sriovd.backend.sysfs", "sriovd.backend.model"),
     "sriovd.core": SEAM,

@@ -4,16 +4,13 @@ Rule: an intent is on disk before its first kernel write, its outcome after the 
 here keeps it in memory too and reads the database once, at start; what it gives is awaited before anybody is
 told. The database is touched by one thread of its own, so that a slow disk never stops the daemon answering.
 
-kill -9 at any moment leaves the last commit. A database that cannot be read is put aside, never deleted. One
-daemon at a time has it: a second would mend what the first is in the middle of.
+kill -9 at any moment leaves the last commit. store_file.py has the file and its tables.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import logging
 import os
 import sqlite3
 import time
@@ -23,37 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sriovd.backend.steps import Script
+from sriovd.core import store_file
 from sriovd.core.errors import BackendFailed
+from sriovd.core.recovery.standing import BundleHead
 from sriovd.pci import PciAddress
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MEMORY = ":memory:"
-_VERSION = 1
-_PATIENCE_SEC = 5.0  # for a daemon that is just ending
-_RETRY_SEC = 0.05
+MEMORY = store_file.MEMORY
+KEPT_BUNDLES = 64  # forensic ones of all adapters together
 _INTENTS_KEPT = 1000  # ended ones: the trail of what was done
-# Within a version tables are only ever added.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS intents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, boot TEXT NOT NULL, begun_usec INTEGER NOT NULL,
-    adapter TEXT NOT NULL, requester TEXT NOT NULL, title TEXT NOT NULL, steps TEXT NOT NULL, outcome TEXT);
-CREATE INDEX IF NOT EXISTS open_intents ON intents (id) WHERE outcome IS NULL;
-CREATE TABLE IF NOT EXISTS generations (
-    address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, generation INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS macs (
-    pf TEXT NOT NULL, vf INTEGER NOT NULL, mac TEXT NOT NULL UNIQUE, PRIMARY KEY (pf, vf));
-CREATE TABLE IF NOT EXISTS quarantines (
-    address TEXT PRIMARY KEY, boot TEXT NOT NULL, identity INTEGER NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS quieted (pf TEXT PRIMARY KEY, boot TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS unsupported (
-    driver TEXT NOT NULL, attribute TEXT NOT NULL, kernel TEXT NOT NULL,
-    PRIMARY KEY (driver, attribute, kernel));
-CREATE TABLE IF NOT EXISTS policies (name TEXT PRIMARY KEY, text TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS leases (number INTEGER PRIMARY KEY, boot TEXT NOT NULL, record TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +70,8 @@ class Saved:
     policies: Mapping[str, str] = field(default_factory=dict)
     leases: tuple[tuple[bool, dict[str, Any]], ...] = ()  # of the same boot?, and the record
     last_lease: int = 0
+    recoveries: Mapping[str, tuple[bool, dict[str, Any]]] = field(default_factory=dict)  # by slot, as leases
+    bundles: Mapping[str, tuple[BundleHead, ...]] = field(default_factory=dict)  # by slot, the oldest first
 
 
 class Store:
@@ -105,8 +83,8 @@ class Store:
         self._kernel = kernel
         # memory is never slow
         self._thread = None if path == MEMORY else ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._lock = _lock(path)
-        self._database = _open(path)
+        self._lock = store_file.lock(path)
+        self._database = store_file.open_database(path)
 
     def load(self) -> Saved:
         """What former daemons have left. Called once, before anything else."""
@@ -142,6 +120,11 @@ class Store:
                 for boot, record in rows("SELECT boot, record FROM leases ORDER BY number")
             ),
             last_lease=_counter(self._database, "lease"),
+            recoveries={
+                slot: (boot == self._boot, json.loads(record))
+                for slot, boot, record in rows("SELECT slot, boot, record FROM recovery")
+            },
+            bundles=_list_bundles(self._database),
         )
 
     async def close(self) -> None:
@@ -176,6 +159,15 @@ class Store:
                 (intent - _INTENTS_KEPT,),
             ),
         )
+
+    async def read_recent_intents(self, adapter: str, count: int) -> list[tuple[str, str, int]]:
+        """Title, outcome (empty: not ended) and begin (CLOCK_REALTIME, us) of the last `count` scripts that
+        ran on `adapter`, the oldest first."""
+        statement = (
+            "SELECT title, coalesce(outcome, ''), begun_usec FROM intents WHERE adapter = ?"
+            " ORDER BY id DESC LIMIT ?"
+        )
+        return await self._do(lambda: self._database.execute(statement, (adapter, count)).fetchall()[::-1])
 
     async def put_generations(self, rows: Mapping[PciAddress, tuple[int, int]]) -> None:
         """Identity and generation of functions that have appeared."""
@@ -224,6 +216,51 @@ class Store:
         """The lease has ended."""
         await self._write(("DELETE FROM leases WHERE number = ?", (number,)))
 
+    def put_recovery(self, slot: str, record: Mapping[str, Any]) -> Awaitable[None]:
+        """How the recovery of an adapter stands. On its way to the disk when this returns."""
+        row = (slot, self._boot, json.dumps(record))
+        return self._write(("INSERT OR REPLACE INTO recovery VALUES (?, ?, ?)", row))
+
+    def forget_recovery(self, slot: str) -> Awaitable[None]:
+        """There is nothing to be known of that adapter's recovery."""
+        return self._write(("DELETE FROM recovery WHERE slot = ?", (slot,)))
+
+    async def put_bundle(
+        self, slot: str, taken_usec: int, kind: str, title: str, record: Mapping[str, Any]
+    ) -> int:
+        """Keep a forensic bundle: its number, which is never used again. Beyond KEPT_BUNDLES the oldest are
+        forgotten, but never the newest of an adapter."""
+        head = (slot, taken_usec, kind, title)
+        insert = "INSERT INTO bundles (slot, taken_usec, kind, title, record) VALUES (?, ?, ?, ?, ?)"
+        forget = (
+            "DELETE FROM bundles WHERE number NOT IN (SELECT max(number) FROM bundles GROUP BY slot)"
+            " AND number NOT IN (SELECT number FROM bundles ORDER BY number DESC LIMIT ?)"
+        )
+
+        def put() -> int:
+            row = (*head, json.dumps(record))  # here, because it is long
+            with self._database:
+                self._database.execute("BEGIN")
+                number = int(self._database.execute(insert, row).lastrowid or 0)
+                self._database.execute(forget, (KEPT_BUNDLES,))
+            return number
+
+        return await self._do(put)
+
+    async def list_bundles(self) -> Mapping[str, tuple[BundleHead, ...]]:
+        """The bundles that are kept, by slot, the oldest first."""
+        return await self._do(lambda: _list_bundles(self._database))
+
+    async def read_bundle(self, number: int) -> dict[str, Any] | None:
+        """The record of that bundle with its number as "number"; None when it is not kept."""
+
+        def read() -> dict[str, Any] | None:
+            rows = self._database.execute("SELECT record FROM bundles WHERE number = ?", (number,))
+            found = rows.fetchone()
+            return None if found is None else {**json.loads(found[0]), "number": number}
+
+        return await self._do(read)
+
     def _write(self, *statements: tuple[str, Sequence[Any]]) -> Awaitable[None]:
         """All of `statements` or none."""
 
@@ -254,67 +291,13 @@ class Store:
         return done
 
 
-def _open(path: str) -> sqlite3.Connection:
-    """The database at `path`, made if there is none; one that is broken is put aside."""
-    try:
-        return _connect(path)
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{path} cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:
-        aside = f"{path}.broken-{time.time_ns()}"
-        for suffix in ("", "-wal"):
-            if os.path.exists(path + suffix):
-                os.rename(path + suffix, aside + suffix)
-        _log.error("%s cannot be read (%s) and was put aside as %s", path, error, aside)
-        return _connect(path)
-
-
-def _lock(path: str) -> int | None:
-    """Have the database for this daemon: a second one would mend what the first is in the middle of. Others
-    may read it. The descriptor holds the lock, which ends with the process, however that ends. Raises
-    OSError when somebody has it."""
-    if path == MEMORY:
-        return None
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise OSError(f"{path} cannot be opened: {error.strerror}") from error
-    deadline = time.monotonic() + _PATIENCE_SEC
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise OSError(f"{path} is locked: another sriovd uses it") from None
-            time.sleep(_RETRY_SEC)
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    """Raises DatabaseError for what is no whole database, OperationalError for what cannot be read."""
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_SEC)
-    try:
-        _prepare(database, path)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _prepare(database: sqlite3.Connection, path: str) -> None:
-    """See that it is whole, and make what is not there yet."""
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _VERSION):
-        raise OSError(f"{path} is of version {version}; this sriovd reads version {_VERSION}")
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
-    # Nothing is written where nothing is new: every write waits for the disk, and clients for the daemon.
-    new = f"PRAGMA user_version = {_VERSION};" if version == 0 else ""
-    database.executescript(f"BEGIN; {_SCHEMA} {new} COMMIT;")
+def _list_bundles(database: sqlite3.Connection) -> dict[str, tuple[BundleHead, ...]]:
+    heads: dict[str, tuple[BundleHead, ...]] = {}
+    for slot, *head in database.execute(
+        "SELECT slot, number, taken_usec, kind, title FROM bundles ORDER BY number"
+    ):
+        heads[slot] = (*heads.get(slot, ()), BundleHead(*head))
+    return heads
 
 
 def _counter(database: sqlite3.Connection, name: str) -> int:

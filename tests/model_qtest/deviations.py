@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sriovd.backend.model.registers import Aer, Command, Express, Header, Sriov
+from sriovd.pci_registers import Aer, Command, Express, Header, Sriov
 
 ALL = 0xFFFF_FFFF
 

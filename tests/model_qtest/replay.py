@@ -9,8 +9,8 @@ from sriovd.backend.model import PROFILES, Adapter, FunctionModel
 from sriovd.backend.model.aer import AerProfile
 from sriovd.backend.model.function import find_profile
 from sriovd.backend.model.msi import MsixProfile
-from sriovd.backend.model.registers import Sriov, SriovControl
 from sriovd.pci import PciAddress
+from sriovd.pci_registers import Sriov, SriovControl
 from tests.model_qtest.deviations import (
     COMPARED_PAGE_SIZES,
     KEPT_WHILE_VFS,

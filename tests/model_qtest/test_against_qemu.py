@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from sriovd.backend.model.registers import Aer, Express, Header, Sriov
+from sriovd.pci_registers import Aer, Express, Header, Sriov
 from tests.model_qtest.deviations import DEVIATIONS
 from tests.model_qtest.qtest import QtestMachine
 from tests.model_qtest.replay import DEVICE_ARGS, Twins, Write, blocks_of, random_write, steer

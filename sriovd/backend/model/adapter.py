@@ -16,9 +16,9 @@ from sriovd.backend.model.configspace import ConfigLayout, Reset
 from sriovd.backend.model.function import FunctionModel, find_profile
 from sriovd.backend.model.header import BarWindow, define_pf_header, define_vf_header
 from sriovd.backend.model.profiles import AdapterProfile, FunctionProfile
-from sriovd.backend.model.registers import Command, Header, Sriov, SriovCapabilities, SriovControl
 from sriovd.backend.model.sriov import SriovCapability, SriovProfile
 from sriovd.pci import PciAddress, vf_address, vf_index
+from sriovd.pci_registers import Command, Header, Sriov, SriovCapabilities, SriovControl
 
 LAST_RID = 0xFFFF
 

@@ -1,7 +1,6 @@
 """Advanced error reporting: registers, and what happens when the device meets an error.
 
-Rule: PCIe 6.2 and 7.8.4. Names of the bits are the kernel's (drivers/pci/pcie/aer.c), as its counters and
-log print them, so that one table serves reading and injecting.
+Rule: PCIe 6.2 and 7.8.4. Names of the bits are in sriovd/pci_aer.py.
 """
 
 from __future__ import annotations
@@ -11,17 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sriovd.backend.model.configspace import ConfigLayout, ConfigSpace
-from sriovd.backend.model.registers import AER_FIRST_ERROR_POINTER, Aer, ExtendedCapabilityId
+from sriovd.pci_aer import CORRECTABLE_NAMES, UNCORRECTABLE_NAMES, bit_names
+from sriovd.pci_registers import AER_FIRST_ERROR_POINTER, Aer, ExtendedCapabilityId
 
-UNCORRECTABLE_NAMES: dict[int, str] = {
-    4: "DLP", 5: "SDES", 12: "TLP", 13: "FCP", 14: "CmpltTO", 15: "CmpltAbrt", 16: "UnxCmplt", 17: "RxOF",
-    18: "MalfTLP", 19: "ECRC", 20: "UnsupReq", 21: "ACSViol", 22: "UncorrIntErr", 23: "BlockedTLP",
-    24: "AtomicOpBlocked", 25: "TLPBlockedErr", 26: "PoisonTLPBlocked",
-}  # fmt: skip
-CORRECTABLE_NAMES: dict[int, str] = {
-    0: "RxErr", 6: "BadTLP", 7: "BadDLLP", 8: "Rollover", 12: "Timeout", 13: "NonFatalErr", 14: "CorrIntErr",
-    15: "HeaderOF",
-}  # fmt: skip
 CORRECTABLE_BITS = 0x0000_F1C1
 UNCORRECTABLE_BITS = 0x03FF_F030
 # 9.4.2: a VF logs only what one function can be blamed for; the rest shows in its PF
@@ -62,11 +53,6 @@ class AerRecord:
         """The kernel's names of the status bits, lowest bit first."""
         table = CORRECTABLE_NAMES if self.severity is AerSeverity.CORRECTED else UNCORRECTABLE_NAMES
         return bit_names(self.status, table)
-
-
-def bit_names(status: int, table: Mapping[int, str]) -> tuple[str, ...]:
-    """Names of the set bits, lowest first; a bit without a name reads `bitN`."""
-    return tuple(table.get(bit, f"bit{bit}") for bit in range(32) if status >> bit & 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sriovd.backend.model.configspace import ConfigLayout
-from sriovd.backend.model.registers import Ari, ExtendedCapabilityId
+from sriovd.pci_registers import Ari, ExtendedCapabilityId
 
 
 @dataclass(frozen=True, slots=True)

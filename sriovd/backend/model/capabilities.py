@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sriovd.backend.model.configspace import ConfigLayout, ConfigSpace
-from sriovd.backend.model.registers import (
+from sriovd.pci_registers import (
     CAPABILITY_BYTES,
     EXTENDED_CAPABILITY_BYTES,
     FIRST_EXTENDED_CAPABILITY,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sriovd.backend.model.registers import CONFIG_SPACE_BYTES, HEADER_BYTES, LEGACY_CONFIG_BYTES
+from sriovd.pci_registers import CONFIG_SPACE_BYTES, HEADER_BYTES, LEGACY_CONFIG_BYTES
 
 SIZES = (HEADER_BYTES, LEGACY_CONFIG_BYTES, CONFIG_SPACE_BYTES)
 ACCESS_WIDTHS = (1, 2, 4)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sriovd.backend.model.configspace import Behaviour, ConfigLayout, ConfigSpace
-from sriovd.backend.model.registers import (
+from sriovd.pci_registers import (
     CapabilityId,
     DeviceCapabilities,
     DeviceControl,

@@ -17,8 +17,8 @@ from sriovd.backend.model.express import ExpressCapability, ExpressProfile
 from sriovd.backend.model.msi import MsixCapability, MsixProfile
 from sriovd.backend.model.power import PowerManagement, PowerProfile, PowerState
 from sriovd.backend.model.profiles import FunctionProfile
-from sriovd.backend.model.registers import Command, DeviceControl, DeviceStatus, Header, Status
 from sriovd.pci import PciAddress
+from sriovd.pci_registers import Command, DeviceControl, DeviceStatus, Header, Status
 
 Kind = TypeVar("Kind")
 # what a severity sets in Device Status, and which Device Control bit and whether SERR# Enable lets it out

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sriovd.backend.model.configspace import ConfigLayout
-from sriovd.backend.model.registers import Command, Header, Status
+from sriovd.pci_registers import Command, Header, Status
 
 BARS = 6
 PF_COMMAND = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sriovd.backend.model.configspace import ConfigLayout, ConfigSpace
-from sriovd.backend.model.registers import CapabilityId, Msi, Msix, MsixControl
+from sriovd.pci_registers import CapabilityId, Msi, Msix, MsixControl
 
 MSI_ENABLE = 0x0001
 MSI_64BIT_MASKABLE = 0x0180

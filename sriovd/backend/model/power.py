@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from sriovd.backend.model.configspace import Behaviour, ConfigLayout, ConfigSpace
-from sriovd.backend.model.registers import CapabilityId, Power, PowerControl
+from sriovd.pci_registers import CapabilityId, Power, PowerControl
 
 
 class PowerState(IntEnum):

@@ -17,8 +17,8 @@ from sriovd.backend.model.express import ExpressProfile
 from sriovd.backend.model.header import Bar, Identity
 from sriovd.backend.model.msi import MsiProfile, MsixProfile
 from sriovd.backend.model.power import PowerProfile
-from sriovd.backend.model.registers import SriovCapabilities
 from sriovd.backend.model.sriov import SriovProfile, VfRouting
+from sriovd.pci_registers import SriovCapabilities
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sriovd.backend.model.configspace import Behaviour, ConfigLayout, ConfigSpace
 from sriovd.backend.model.header import Bar, BarWindow
-from sriovd.backend.model.registers import (
+from sriovd.pci_registers import (
     SRIOV_MIGRATION_STATUS,
     ExtendedCapabilityId,
     Sriov,

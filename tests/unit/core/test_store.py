@@ -15,6 +15,7 @@ import pytest
 
 from sriovd.backend.steps import Chain, Script, Step, Verb
 from sriovd.core import store as store_module
+from sriovd.core import store_file
 from sriovd.core.errors import BackendFailed
 from sriovd.core.store import MEMORY, Generation, Saved, Store
 from sriovd.pci import PciAddress
@@ -192,7 +193,7 @@ def test_kill_leaves_the_last_commit(path: str) -> None:
 
 
 def test_a_second_daemon_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_PATIENCE_SEC", 0.1)
+    monkeypatch.setattr(store_file, "_PATIENCE_SEC", 0.1)
 
     async def second(store: Store) -> None:
         await store.put_policies({"a": "b"})

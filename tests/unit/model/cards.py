@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sriovd.backend.model import PROFILES, Adapter, PhysicalFunctionModel
-from sriovd.backend.model.registers import Sriov, SriovControl
 from sriovd.pci import PciAddress
+from sriovd.pci_registers import Sriov, SriovControl
 
 SLOT = PciAddress.parse("0000:01:00.0")
 

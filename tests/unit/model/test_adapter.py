@@ -10,9 +10,9 @@ from sriovd.backend.model import PROFILES, Adapter
 from sriovd.backend.model.header import Bar
 from sriovd.backend.model.msi import MsixProfile
 from sriovd.backend.model.profiles import with_total_vfs
-from sriovd.backend.model.registers import Sriov
 from sriovd.backend.model.sriov import SriovProfile, VfRouting
 from sriovd.pci import PciAddress
+from sriovd.pci_registers import Sriov
 from tests.unit.model.cards import build_adapter, build_pf, disable_vfs, enable_vfs, sriov_write
 
 ALL_ONES = 0xFFFF_FFFF

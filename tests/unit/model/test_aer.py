@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sriovd.backend.model import AerRecord, AerSeverity, FunctionModel, Reset
-from sriovd.backend.model.aer import CORRECTABLE_NAMES, UNCORRECTABLE_NAMES, bit_names
-from sriovd.backend.model.registers import Aer, Header
+from sriovd.pci_aer import CORRECTABLE_NAMES, UNCORRECTABLE_NAMES, bit_names
+from sriovd.pci_registers import Aer, Header
 from tests.unit.model.cards import build_pf, enable_vfs
 
 AER = 0x100

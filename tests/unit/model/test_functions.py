@@ -6,7 +6,7 @@ import pytest
 
 from sriovd.backend.model import Reset
 from sriovd.backend.model.power import PowerState
-from sriovd.backend.model.registers import Sriov
+from sriovd.pci_registers import Sriov
 from tests.unit.model.cards import build_adapter, build_pf, enable_vfs, sriov_read, sriov_write
 
 # offset, width, reset, after ones, after zeros of an igb PF

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sriovd.backend.model import PhysicalFunctionModel, Reset, VirtualFunctionModel
-from sriovd.backend.model.registers import Sriov, SriovControl
+from sriovd.pci_registers import Sriov, SriovControl
 from tests.unit.model.cards import build_pf, enable_vfs
 
 WIDTHS = st.sampled_from([1, 2, 4])

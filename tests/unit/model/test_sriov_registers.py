@@ -12,8 +12,8 @@ import pytest
 
 from sriovd.backend.model import Adapter, PhysicalFunctionModel
 from sriovd.backend.model.profiles import PROFILES
-from sriovd.backend.model.registers import Sriov, SriovControl
 from sriovd.backend.model.sriov import SriovProfile
+from sriovd.pci_registers import Sriov, SriovControl
 from tests.unit.model.cards import (
     SLOT,
     build_adapter,
