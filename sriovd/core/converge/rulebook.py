@@ -19,6 +19,7 @@ from sriovd.core.converge.plan import Desired, wants_stable_macs, wished_attribu
 from sriovd.core.errors import BackendFailed, InvalidArgument, PolicyConflict
 from sriovd.core.identities import Identities
 from sriovd.core.inventory import Function, Inventory
+from sriovd.core.recovery.wish import RecoveryWish, combine_recovery
 from sriovd.core.scripts import DEFAULT, NONE
 from sriovd.core.store import Store
 
@@ -191,6 +192,20 @@ class Rulebook:
         stable = desired.wish.vf(index).stable_mac or wants_stable_macs(pf, desired)
         macs = await self._identities.macs_of(pf.address, index + 1) if stable else {}
         return wished_attributes(pf, desired, index, macs)
+
+    # What recovery asks. An adapter that fails cannot wait until policies agree.
+
+    def recovery_for(self, pf: Function) -> RecoveryWish:
+        """What shall be done about errors of `pf`; the defaults when no policy says, or when the policies
+        contradict each other."""
+        desired = self._find_if_clear(pf)
+        return desired.wish.recovery if desired else RecoveryWish()
+
+    def recovery_for_adapter(self, slot: str) -> RecoveryWish:
+        """The strictest of what shall be done about the errors of its PFs."""
+        adapter = self._inventory.adapters.get(slot)
+        pfs = [self._inventory.get(each) for each in adapter.physical_functions] if adapter else []
+        return combine_recovery([self.recovery_for(pf) for pf in pfs])
 
     def _find_if_clear(self, pf: Function) -> Desired | None:
         try:

@@ -47,4 +47,5 @@ def combine_wishes(wishes: Sequence[PfWish], who: str, on_conflict: OnConflict) 
         said |= {ranges[each][0]: ranges[each][1].settings for each in covering}
         places = tuple(place for each in covering for place in ranges[each][1].tables)
         combined.append(VfRange(span, combine_settings(said.values(), vfs, on_conflict), places))
-    return PfWish(functions, defaults, tuple(combined))
+    errors = combine_settings((wish.errors for wish in wishes), who, on_conflict)
+    return PfWish(functions, defaults, tuple(combined), errors)

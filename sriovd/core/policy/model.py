@@ -6,13 +6,16 @@ Rule: None means that nobody wishes anything, and that it is left alone. Pure.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sriovd.backend.vf_attributes import FIELD_NAMES, Value, VfAttributes
 from sriovd.core.policy.problems import Place
 from sriovd.core.policy.ranges import Span
 from sriovd.core.policy.schema import Match, Repair
+from sriovd.core.recovery.vocabulary import Permission, Response, Rung, Storm
+from sriovd.core.recovery.wish import RecoveryWish
 
 STABLE = "stable"
 ADDRESSES = ("mac", "node_guid", "port_guid")  # no two VFs may have the same
@@ -20,13 +23,25 @@ ADDRESSES = ("mac", "node_guid", "port_guid")  # no two VFs may have the same
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value, and where it is written."""
+    """A value, and where it is written. A list is one text, its elements with commas between."""
 
     value: Value
     place: Place
 
 
-# By the names of FunctionsTable or VfTable in the schema.
+# What the values of RecoveryTable stand for.
+_FROM_TEXT: Mapping[str, Callable[[Any], Any]] = {
+    "correctable_storm": Storm,
+    "storm_threshold": int,
+    "non_fatal": Response,
+    "fatal": Response,
+    "rungs": lambda names: tuple(rung for rung in Rung if rung in names.split(", ")),
+    "permission": Permission,
+    "grace_sec": int,
+    "close_sec": int,
+}
+
+# By the names of FunctionsTable, VfTable or RecoveryTable in the schema.
 Settings = Mapping[str, Setting]
 
 
@@ -52,11 +67,18 @@ class VfRange:
 @dataclass(frozen=True, slots=True)
 class PfWish:
     """What one PF shall look like. `ranges`: in order, none overlapping; `defaults`: all other VFs, the
-    driver of [functions] included."""
+    driver of [functions] included; `errors`: what is done about them."""
 
     functions: Settings = field(default_factory=dict)
     defaults: Settings = field(default_factory=dict)
     ranges: tuple[VfRange, ...] = ()
+    errors: Settings = field(default_factory=dict)
+
+    @property
+    def recovery(self) -> RecoveryWish:
+        """What is done about errors, with the defaults of what nothing is said of."""
+        values = {name: _FROM_TEXT[name](setting.value) for name, setting in self.errors.items()}
+        return RecoveryWish(**values)
 
     @property
     def num_vfs(self) -> int | None:

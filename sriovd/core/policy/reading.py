@@ -16,11 +16,12 @@ from sriovd.core.policy.locate import Path
 from sriovd.core.policy.model import PfWish, Policy, Setting, Settings, VfRange
 from sriovd.core.policy.problems import Findings, Problem, show, suggest
 from sriovd.core.policy.ranges import Span, find_cover, parse_spans
-from sriovd.core.policy.schema import FunctionsTable, Match, VfTable
+from sriovd.core.policy.schema import FunctionsTable, Match, RecoveryTable, VfTable
 from sriovd.core.policy.tables import TableReader
 from sriovd.core.policy.wish_rules import check_setting, check_wish
+from sriovd.core.recovery.vocabulary import Rung
 
-_PARTS: Mapping[str, object] = dict.fromkeys(("match", "functions", "vf"))
+_PARTS: Mapping[str, object] = dict.fromkeys(("match", "functions", "vf", "recovery"))
 _LIST = "policy"
 _DEFAULTS = "defaults"
 _TABLES_OF_ONE_VF = 16  # more keys than this there are not, so more tables of one VF say nothing new
@@ -28,7 +29,13 @@ _GLOBS: Mapping[str, tuple[Callable[[str], bool], str]] = {
     "address": (can_match_address, "0000:01:00.0"),
     "slot": (can_match_slot, "0000:01:00"),
 }
-_LOWERED = ("mac", "node_guid", "port_guid")
+# How a value is written that can be written in several ways, so that equal ones are equal.
+_ONE_WAY: Mapping[str, Callable[[Any], Any]] = {
+    "mac": str.lower,
+    "node_guid": str.lower,
+    "port_guid": str.lower,
+    "rungs": lambda names: ", ".join(rung for rung in Rung if rung in names),
+}
 
 
 def read_policies(document: Document) -> tuple[tuple[Policy, ...], tuple[Problem, ...]]:
@@ -93,14 +100,15 @@ class _PolicyReader(TableReader):
         own = self._read_settings(VfTable, (*vf_path, _DEFAULTS), vf.get(_DEFAULTS, {}))
         driver = {"driver": functions["driver"]} if "driver" in functions else {}
         defaults = {**driver, **own}
-        return PfWish(functions, defaults, self._read_ranges(vf_path, vf, defaults))
+        errors = self._read_settings(RecoveryTable, (*path, "recovery"), table.get("recovery", {}))
+        return PfWish(functions, defaults, self._read_ranges(vf_path, vf, defaults), errors)
 
     def _read_settings(self, kind: type[Struct], path: Path, table: object) -> Settings:
         """The table at `path`, each value with its place."""
         settings = {}
         for name, value in self.read(kind, path, table).items():
             place = self.document.place((*path, name.replace("_", "-")))
-            settings[name] = Setting(value.lower() if name in _LOWERED else value, place)
+            settings[name] = Setting(_ONE_WAY[name](value) if name in _ONE_WAY else value, place)
             for problem in check_setting(name, settings[name]):
                 self.findings.add(problem)
         return settings

@@ -16,6 +16,8 @@ from msgspec import Meta, Struct, field
 from sriovd.core.attributes import GUID_PATTERN, HIGHEST_QOS, HIGHEST_RATE, HIGHEST_VLAN, MAC_PATTERN
 
 _GLOB_AT_MOST = 64
+HIGHEST_STORM_THRESHOLD = 1_000_000
+LONGEST_SEC = 86_400  # a day
 
 AddressGlob = Annotated[
     str,
@@ -98,6 +100,29 @@ class Repair(StrEnum):
     REPORT = "report"
 
 
+StormAnswer = Annotated[
+    Literal["ignore", "report", "freeze"], Meta(description='"ignore", "report" or "freeze"')
+]
+StormThreshold = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=HIGHEST_STORM_THRESHOLD,
+        description=f"a number of errors within a minute, 1 to {HIGHEST_STORM_THRESHOLD}",
+    ),
+]
+NonFatalAnswer = Annotated[
+    Literal["report", "recover", "quarantine"], Meta(description='"report", "recover" or "quarantine"')
+]
+FatalAnswer = Annotated[Literal["recover", "quarantine"], Meta(description='"recover" or "quarantine"')]
+RungName = Annotated[
+    Literal["kernel", "function-reset", "driver-rebind", "remove-rescan"],
+    Meta(description='"kernel", "function-reset", "driver-rebind" or "remove-rescan"'),
+]
+Permitter = Annotated[Literal["automatic", "manual"], Meta(description='"automatic" or "manual"')]
+Seconds = Annotated[int, Meta(ge=0, le=LONGEST_SEC, description=f"a number of seconds, 0 to {LONGEST_SEC}")]
+
+
 class Match(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[match]: which PFs. All keys that are given must match; of a list, any element."""
 
@@ -136,5 +161,24 @@ class VfTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
     driver: DriverName | None = None
 
 
+class RecoveryTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """[recovery]: what is done about errors. What it amounts to is core/recovery/wish.py's RecoveryWish; the
+    words are those of core/recovery/vocabulary.py."""
+
+    correctable_storm: StormAnswer | None = None
+    storm_threshold: StormThreshold | None = None
+    non_fatal: NonFatalAnswer | None = None
+    fatal: FatalAnswer | None = None
+    rungs: tuple[RungName, ...] | None = None
+    permission: Permitter | None = None
+    grace_sec: Seconds | None = None
+    close_sec: Seconds | None = None
+
+
 # The tables by the path at which they are written, for finding out where a misplaced key belongs.
-TABLES: Mapping[str, type[Struct]] = {"match": Match, "functions": FunctionsTable, "vf.defaults": VfTable}
+TABLES: Mapping[str, type[Struct]] = {
+    "match": Match,
+    "functions": FunctionsTable,
+    "vf.defaults": VfTable,
+    "recovery": RecoveryTable,
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType
-from typing import Any, cast, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -66,7 +66,20 @@ class TableReader:
         if get_origin(kind) is tuple:
             return self._read_choices(path, get_args(kind)[0], value)
         wanted = next(each for each in get_args(kind) if each is not NoneType)
+        if get_origin(wanted) is tuple:
+            return self._read_list(path, get_args(wanted)[0], value)
         return self._convert(path, wanted, value)
+
+    def _read_list(self, path: Path, kind: object, value: object) -> object | None:
+        """A list of values, none of them twice. That it must not be empty is for its key to say."""
+        if not isinstance(value, list):
+            self.blame(path, f"{show(value)} is not a list", "write it in [ ]")
+            return None
+        found = [self._convert((*path, index), kind, each) for index, each in enumerate(value)]
+        for index, each in enumerate(value):
+            if each in value[:index]:
+                self.blame((*path, index), f"{show(each)} is in the list twice", "say it once")
+        return None if None in found else tuple(found)
 
     def _read_choices(self, path: Path, kind: object, value: object) -> object | None:
         """A value, or a list of values any of which will do."""
@@ -83,7 +96,7 @@ class TableReader:
         try:
             converted: object = msgspec.convert(value, kind)
         except msgspec.ValidationError:
-            suggestion = "write it without quotes" if _is_right_without_quotes(value, kind) else ""
+            suggestion = "" if self.findings.full else _suggest_value(value, kind)
             self.blame(path, f"{show(value)} is not {_describe(kind)}", suggestion)
             return None
         return converted
@@ -97,6 +110,14 @@ def _fields_of(kind: type[Struct]) -> Mapping[str, FieldInfo]:
 
 def _describe(kind: object) -> str:
     return str(cast(Any, kind).__metadata__[-1].description)
+
+
+def _suggest_value(value: object, kind: object) -> str:
+    if _is_right_without_quotes(value, kind):
+        return "write it without quotes"
+    wanted = get_args(kind)[0]  # within its Annotated
+    is_word = isinstance(value, str) and get_origin(wanted) is Literal
+    return suggest(str(value), get_args(wanted)) if is_word else ""
 
 
 def _is_right_without_quotes(value: object, kind: object) -> bool:

@@ -60,9 +60,18 @@ def _check_mac(setting: Setting) -> Iterator[Problem]:
         )
 
 
+def _check_rungs(setting: Setting) -> Iterator[Problem]:
+    if not setting.value:
+        yield setting.place.problem(
+            "no rung is allowed, so that nothing could bring an adapter back",
+            'leave the key out to allow all, or say fatal = "quarantine"',
+        )
+
+
 _RULES_OF_ONE: Mapping[str, Callable[[Setting], Iterator[Problem]]] = {
     "driver": _check_driver,
     "mac": _check_mac,
+    "rungs": _check_rungs,
 }
 
 

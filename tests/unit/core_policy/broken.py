@@ -40,3 +40,8 @@ def in_vf(index: str, text: str) -> str:
 def after_match(text: str) -> str:
     """`text` begins on line 3."""
     return f"{MATCH}{text}\n"
+
+
+def in_recovery(text: str) -> str:
+    """`text` begins on line 4."""
+    return f"{MATCH}[recovery]\n{text}\n"

@@ -9,11 +9,12 @@ import pytest
 from sriovd.core.policy.policy_set import PolicySet
 from tests.unit.core_policy.broken import Broken
 from tests.unit.core_policy.broken_keys import KEYS
+from tests.unit.core_policy.broken_recovery import RECOVERY
 from tests.unit.core_policy.broken_syntax import SYNTAX
 from tests.unit.core_policy.broken_together import TOGETHER
 from tests.unit.core_policy.broken_values import VALUES
 
-EVERY = [*SYNTAX, *KEYS, *VALUES, *TOGETHER]
+EVERY = [*SYNTAX, *KEYS, *VALUES, *TOGETHER, *RECOVERY]
 NAME = "10-nic.toml"
 GOOD = '[match]\nslot = "0000:01:00"\n[functions]\nnum-vfs = 7\n'
 AT_LEAST = 200

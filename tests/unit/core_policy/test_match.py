@@ -166,6 +166,8 @@ def test_policies_that_do_not_differ_are_one() -> None:
 CONFLICTS = [
     ("functions.num-vfs = 4", "\nfunctions.num-vfs = 5", 3, "a.toml:2 ([functions] num-vfs) says 4"),
     ("functions.repair = 'report'", "functions.repair = 'always'", 2, "says 'report'"),
+    ("recovery.fatal = 'recover'", "\nrecovery.fatal = 'quarantine'", 3, "[recovery] fatal) says 'recover'"),
+    ("recovery.rungs = ['kernel']", "recovery.rungs = ['driver-rebind']", 2, "says 'kernel'"),
     ("functions.driver = 'none'", "vf.defaults.driver = 'default'", 2, "a.toml:2 ([functions] driver)"),
     ("vf.defaults.vlan = 1", "vf.7.vlan = 2", 2, "a.toml:2 ([vf.defaults] vlan) says 1"),
     ("vf.0-3.vlan = 1", "\n\nvf.3-9.vlan = 2", 4, "a.toml:2 ([vf.0-3] vlan) says 1"),
