@@ -31,7 +31,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd.backend.steps": ("sriovd.pci",),
     "sriovd.backend.vf_attributes": (),
     "sriovd.backend.base": SEAM,
-    "sriovd.backend.sysfs": SEAM,
+    "sriovd.backend.sysfs": (*SEAM, "sriovd.backend.sysfs_directory"),
+    "sriovd.backend.sysfs_directory": SEAM,
     "sriovd.backend.model": PCI,
     "sriovd.backend.linux": (*SEAM, "sriovd.backend.sysfs", "sriovd.partial_import"),
     "sriovd.backend.simulated": (*SEAM, "sriovd.backend.sysfs", "sriovd.backend.model"),
@@ -48,7 +49,7 @@ LIBRARIES = {
     "msgspec": ("sriovd.core.policy",),
     "pyroute2": ("sriovd.backend.linux",),
     "pyudev": ("sriovd.backend.linux",),
-    "systemd": ("sriovd.daemon", "sriovd.__main__", "sriovd.keepsakes"),
+    "systemd": ("sriovd.daemon", "sriovd.__main__", "sriovd.keepsakes", "sriovd.backend.linux.kernel_log"),
 }
 # Parts of the standard library that some may not have: the model and a policy's meaning know no
 # files, no time and no waiting.

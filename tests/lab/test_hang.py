@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sriovd.backend.base import Severity
 from tests.lab.client import ADAPTER, FUNCTION, IGB0, NVME, Client, adapter_path, function_path
+from tests.lab.errors import inject_error
 from tests.lab.waiting import wait_until
 
 VF = "0000:01:10.0"
 HUNG = adapter_path("0000:01:00")
-MALFORMED_TLP = 0x40000  # fatal by default: PCIe base specification, uncorrectable error severity
 LATENCY = Path(__file__).with_name("latency.py")
 ANSWER_LIMIT_MS = 100.0
 RESTART_LIMIT_S = 5.0
 GIVES_UP_S = 100.0  # the kernel waits 65 s for a function that is dead, and then some
 
 
-def inject_fatal_error(client: Client) -> None:
-    """drivers/pci/pcie/aer_inject.c struct aer_error_inj: bus, device, function, pad, uncorrectable and
-    correctable status, header, domain. Waits until the kernel has tried to recover, which fails here."""
-    error = struct.pack("<4B2I4II", 1, 0, 0, 0, MALFORMED_TLP, 0, 0, 0, 0, 0, 0)
-    client.guest.run("modprobe aer_inject")
-    client.guest.put("/run/error", error)
-    client.guest.run("dd if=/run/error of=/dev/aer_inject bs=32 count=1")
+def fail_fatally(client: Client) -> None:
+    """A fatal error, and the kernel's attempt to recover from it, which fails here."""
+    inject_error(client.guest, IGB0, Severity.FATAL)
     wait_until(
         lambda: "device recovery failed" in client.guest.run("dmesg").stdout, 60.0, "the kernel to give up"
     )
@@ -37,7 +33,7 @@ def inject_fatal_error(client: Client) -> None:
 def hanging(client: Client) -> Iterator[Client]:
     """An adapter on which a reset hangs; afterwards removed and found again."""
     client.set_num_vfs(IGB0, 7, driver="vfio-pci")
-    inject_fatal_error(client)
+    fail_fatally(client)
     assert client.ask("Reset", "sa{sv}", VF, 1, "wait-usec", "t", 0)[1] == "running"
     yield client
     wait_until(lambda: not client.get(HUNG, ADAPTER, "Stuck"), GIVES_UP_S, "the kernel to return")

@@ -8,7 +8,7 @@ import re
 from tests.lab.client import Client
 from tests.lab.project import PROJECT_ROOT
 
-LIMIT = 2.5
+LIMIT = 2.7  # 2.4 without CAP_SYS_ADMIN, which the kernel wants for reading AER registers
 
 
 def test_exposure(client: Client) -> None:
@@ -34,8 +34,8 @@ def test_what_is_dropped_has_its_reason(client: Client) -> None:
 def test_helper_has_no_more_rights_than_the_daemon(client: Client) -> None:
     pid = client.unit_property("MainPID")
     capabilities = client.guest.run(f"grep CapEff /proc/{pid}/status").stdout.split()[1]
-    # CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE
-    wanted = 1 << 0 | 1 << 2 | 1 << 12 | 1 << 19
+    # CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN
+    wanted = 1 << 0 | 1 << 2 | 1 << 12 | 1 << 19 | 1 << 21
     assert int(capabilities, 16) == wanted
     helpers = client.guest.run(f"pgrep -P {pid}").stdout.split()
     assert helpers

@@ -25,6 +25,9 @@ _PLAIN = bytes(char if 32 <= char < 127 and char not in b'"\\' else ord("?") for
 _LENGTH_BYTES = 4
 _ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 _ALLOWED = "bus/pci/"
+_CONFIG_BYTES = 4096  # of configuration space a function has at most
+_CONFIG_WIDTHS = (1, 2, 4)
+_NUMBER_DIGITS = 10
 _FLUSH_NSEC = 30_000_000
 # include/uapi/linux/netlink.h, rtnetlink.h: where a message has what
 _NETLINK_ROUTE = 0
@@ -118,6 +121,42 @@ def _count(path: str, _data: bytes) -> str:
     return str(sum(name.startswith(prefix) for name in os.listdir(directory)))
 
 
+def _config(path: str, data: bytes) -> str:
+    """Read bytes of configuration space, or change bits of a register there; see steps.Step. Beyond byte 64
+    it is read with CAP_SYS_ADMIN only (drivers/pci/pci-sysfs.c pci_read_config)."""
+    verb, *words = data.decode("ascii", "replace").split(" ")
+    numbers = [int(word) for word in words if word.isdecimal() and len(word) <= _NUMBER_DIGITS]
+    reads = verb == "read-config" and len(words) == len(numbers) == 2
+    updates = verb == "update-config" and len(words) == len(numbers) == 4 and numbers[1] in _CONFIG_WIDTHS
+    if not (reads or updates):
+        raise OSError(errno.EINVAL, "no such request", path)
+    fd = os.open(path, (os.O_RDWR if updates else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        return str(_update_config(fd, *numbers)) if updates else _read_config(fd, *numbers).hex()
+    finally:
+        os.close(fd)
+
+
+def _read_config(fd: int, offset: int, length: int) -> bytes:
+    found = bytearray()
+    while part := os.pread(fd, min(length, _CONFIG_BYTES) - len(found), offset + len(found)):
+        found += part
+    return bytes(found)
+
+
+def _update_config(fd: int, offset: int, width: int, mask: int, value: int) -> int:
+    """What the register was. One that reads all-ones is not written: nothing answers, or not yet."""
+    raw = _read_config(fd, offset, width)
+    if len(raw) < width:
+        raise OSError(errno.EFBIG, "no such register")  # as the kernel says of writing there
+    before = int.from_bytes(raw, "little")
+    all_ones = (1 << 8 * width) - 1
+    after = (before & ~mask | value & mask) & all_ones
+    if all_ones != before != after and os.pwrite(fd, after.to_bytes(width, "little"), offset) != width:
+        raise OSError(errno.EIO, "short write")
+    return before
+
+
 def _link(path: str, data: bytes) -> str | bytes:
     """Send the netlink message `data` on behalf of the interface in the directory `path`: the reply's bytes,
     or nothing when it is an acknowledgement."""
@@ -173,7 +212,14 @@ def _exchange(message: bytes) -> bytes:
         sock.close()
 
 
-_ACCESSES = {"write": _write, "read": _read, "readlink": _readlink, "count": _count, "link": _link}
+_ACCESSES = {
+    "write": _write,
+    "read": _read,
+    "readlink": _readlink,
+    "count": _count,
+    "config": _config,
+    "link": _link,
+}
 
 
 class Helper:

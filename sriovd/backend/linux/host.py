@@ -5,16 +5,27 @@ Rule: wiring only. What it reads comes from sysfs.py, what can block goes to the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from sriovd.backend.base import DriverState, FunctionFacts, Holder, KernelEvent, Leftover
+from sriovd.backend.base import (
+    DriverState,
+    ErrorPath,
+    FunctionFacts,
+    Holder,
+    KernelEvent,
+    Leftover,
+    Severity,
+)
+from sriovd.backend.linux.error_records import ErrorRecords
 from sriovd.backend.linux.handover import ROOT_UID, give_node
 from sriovd.backend.linux.helpers import HelperPool
 from sriovd.backend.linux.holders import vfio_nodes
+from sriovd.backend.linux.kernel_log import read_kernel_log
 from sriovd.backend.linux.links import LinkMonitor
 from sriovd.backend.linux.modules import ModuleCatalog
 from sriovd.backend.linux.runs import ScriptRun
@@ -48,7 +59,8 @@ class LinuxBackend:
         self._modules = ModuleCatalog(self._reader.root, modules_directory or f"/lib/modules/{release}")
         self._vfio_directory = vfio_directory
         self._helpers = HelperPool(self._reader.root, run_directory)
-        self._monitor = UeventMonitor(receive_buffer_bytes)
+        self._monitor = UeventMonitor(receive_buffer_bytes, before_recovery=self._tell_errors)
+        self._records = ErrorRecords(self._monitor.put, self._reader.root)
         self._links = LinkMonitor(self._monitor.put, self._reader.is_function)
 
     @property
@@ -70,16 +82,19 @@ class LinuxBackend:
         """Listen for events and start the first helpers. Raises OSError."""
         self._monitor.start()
         self._links.start()
+        self._records.start()
         self._helpers.start()
 
     async def stop(self) -> None:
         """Let go of everything; hanging helpers are left behind."""
+        self._records.stop()
         self._links.stop()
         self._monitor.stop()
         self._helpers.close()
 
     def events(self) -> AsyncIterator[KernelEvent]:
-        """Every uevent of a PCI function and every change of a PF's or VF's interface since start()."""
+        """Every uevent of a PCI function, every change of a PF's or VF's interface and every record of an
+        error since start(); a record before the uevents of its recovery."""
         return self._monitor.events()
 
     def defer_events(self, deferred: bool) -> None:
@@ -146,6 +161,18 @@ class LinuxBackend:
         """The names of the devices in that IOMMU group."""
         return self._reader.list_group(group)
 
+    def read_error_counters(self, address: PciAddress) -> Mapping[Severity, Mapping[str, int]]:
+        """The function's AER counters. Raises HostReadError."""
+        return self._reader.read_error_counters(address)
+
+    def read_error_path(self, address: PciAddress) -> ErrorPath:
+        """The ports above the function and who handles its errors."""
+        return self._reader.read_error_path(address, is_recorded=self._records.is_recorded)
+
+    async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
+        """Lines of the journal; see Backend."""
+        return await asyncio.to_thread(read_kernel_log, since_usec, words)
+
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> ScriptRun:
         """Execute `script` by a helper process. `finished` has the chains that were tried."""
         return self._helpers.run(adapter, script, on_result)
@@ -153,6 +180,9 @@ class LinuxBackend:
     async def find_leftovers(self) -> Sequence[Leftover]:
         """The writes that a former daemon process left hanging. Raises OSError."""
         return self._helpers.find_leftovers()
+
+    def _tell_errors(self) -> None:
+        self._records.drain()
 
     def _nodes(self, address: PciAddress) -> Sequence[str]:
         return vfio_nodes(self._reader.root, address, self._vfio_directory)

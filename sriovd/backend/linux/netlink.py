@@ -37,6 +37,8 @@ _NESTED_LIMIT_BYTES = 65535  # nlattr.nla_len has 16 bits
 _UNKNOWN = 2**32 - 1  # (u32)-1
 _PROTOCOLS = dict(zip(VLAN_PROTOCOLS, (0x8100, 0x88A8), strict=True))  # ETH_P_8021Q, ETH_P_8021AD
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
+_IFF_UP = 1
+_SWITCH_ARGUMENTS = {"up": _IFF_UP, "down": 0}
 READ_ARGUMENTS = {"": _FILTER_SKIP_STATS, "vfs": _FILTER_VF | _FILTER_SKIP_STATS}
 
 
@@ -111,11 +113,14 @@ class _LinkMessage(nlmsg):  # type: ignore[misc]
 
 
 def encode_step(step: Step) -> bytes:
-    """The message of a READ_LINK or SET_VF_ATTRIBUTE step, for interface 0: the helper puts the function's
-    own in. Empty for an argument that makes no sense, at which the helper says EINVAL."""
+    """The message of a READ_LINK, SWITCH_LINK or SET_VF_ATTRIBUTE step, for interface 0: the helper puts the
+    function's own in. Empty for an argument that makes no sense, at which the helper says EINVAL."""
     try:
         if step.verb is Verb.READ_LINK:
             return _encode(_RTM_GETLINK, _REQUEST, ["IFLA_EXT_MASK", READ_ARGUMENTS[step.argument]])
+        if step.verb is Verb.SWITCH_LINK:
+            state = _SWITCH_ARGUMENTS[step.argument]
+            return _encode(_RTM_SETLINK, _REQUEST_AND_ACK, flags=state, change=_IFF_UP)
         name, value = _encode_attribute(*parse_request(step.argument))
         vf = {"attrs": [[name, value]]}
         return _encode(
@@ -138,10 +143,12 @@ def decode_reply(data: bytes) -> tuple[int, str]:
     return (errno.EMSGSIZE, "") if is_cut else (0, format_report(report))
 
 
-def _encode(kind: int, flags: int, attribute: list[Any]) -> bytes:
+def _encode(kind: int, header_flags: int, *attributes: list[Any], flags: int = 0, change: int = 0) -> bytes:
+    """A message with `attributes`. Those of the interface's flags that are in `change` become `flags`."""
     message = _LinkMessage()
-    message["header"] = {"type": kind, "flags": flags, "sequence_number": 1, "pid": 0}
-    message["attrs"] = [attribute]
+    message["header"] = {"type": kind, "flags": header_flags, "sequence_number": 1, "pid": 0}
+    message["flags"], message["change"] = flags, change
+    message["attrs"] = list(attributes)
     message.encode()
     return bytes(message.data)
 
@@ -187,7 +194,8 @@ def _to_report(message: Any) -> LinkReport:  # noqa: ANN401  pyroute2 has no typ
     infos = message.get_attr("IFLA_VFINFO_LIST")
     vfs = dict(_to_vf(info, mac_bytes) for info in infos.get_attrs("IFLA_VF_INFO")) if infos else {}
     names = {"mtu": "IFLA_MTU", "min_mtu": "IFLA_MIN_MTU", "max_mtu": "IFLA_MAX_MTU"}
-    return LinkReport(**{name: message.get_attr(kernel) or 0 for name, kernel in names.items()}, vfs=vfs)
+    sizes = {name: message.get_attr(kernel) or 0 for name, kernel in names.items()}
+    return LinkReport(**sizes, up=message["flags"] & _IFF_UP, vfs=vfs)
 
 
 def _to_vf(info: Any, mac_bytes: int) -> tuple[int, VfAttributes]:  # noqa: ANN401

@@ -18,6 +18,8 @@ _STORM_PAUSE_SEC = 0.1
 # makes it a third slower, and taking 32 before the pause one by one still a twentieth.
 _DEFERRED_STORM_EVENTS = 4
 DEFERRED_PAUSE_SEC = 2.0
+# As long as a recovery is silent between its first and its last events: the kernel's own try takes a second.
+_HURRY_SEC = 5.0
 
 
 class Pace:
@@ -30,6 +32,7 @@ class Pace:
         self._last_seen_sec = 0.0
         self._pause: asyncio.TimerHandle | None = None
         self._deferred = False
+        self._hurry_until_sec = 0.0
 
     def start(self, source: socket.socket) -> None:
         """Watch `source`, which stays the caller's."""
@@ -51,6 +54,14 @@ class Pace:
             self._pause.cancel()
             self._pause = asyncio.get_running_loop().call_later(_STORM_PAUSE_SEC, self._resume)
 
+    def hurry(self) -> None:
+        """Do not wait for a storm's end: end the pause, and begin none for a while."""
+        loop = asyncio.get_running_loop()
+        self._hurry_until_sec = loop.time() + _HURRY_SEC
+        if self._pause is not None:
+            self._pause.cancel()
+            self._resume()
+
     def count(self, events: int) -> None:
         """So many have been read in one go."""
         now_sec = asyncio.get_running_loop().time()
@@ -66,8 +77,10 @@ class Pace:
             if self._deferred
             else (_STORM_EVENTS, _STORM_PAUSE_SEC)
         )
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._hurry_until_sec:
+            return
         if self._seen_in_a_row >= enough and self._socket is not None:
-            loop = asyncio.get_running_loop()
             loop.remove_reader(self._socket)
             self._pause = loop.call_later(pause_sec, self._resume)
 

@@ -18,12 +18,12 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pyudev
 
-from sriovd.backend.base import EventsLost, KernelEvent, Uevent, UeventAction
+from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, Severity, Uevent, UeventAction
 from sriovd.backend.linux.pace import Pace
 from sriovd.pci import AddressError, PciAddress
 
@@ -36,19 +36,23 @@ _BATCH = 64  # events read before the loop gets its turn
 _NETDEV_MOVES_SEC = 0.5
 _PROPERTIES = ("DRIVER", "PCI_SLOT_NAME")
 # Only `change` has these (drivers/pci/pci-driver.c pci_uevent_ers), and each costs all others a search.
-_PROPERTIES_OF_CHANGE = (*_PROPERTIES, "ERROR_EVENT", "DEVICE_ONLINE")
+ERROR_EVENT = "ERROR_EVENT"
+_PROPERTIES_OF_CHANGE = (*_PROPERTIES, ERROR_EVENT, "DEVICE_ONLINE")
 
 
 class UeventMonitor:
-    """A subscription to the uevents of `subsystems`, from start() to stop()."""
+    """A subscription to the uevents of `subsystems`, from start() to stop(). `before_recovery` is called
+    when a uevent of a recovery is about to be told, and may put() what has to come first."""
 
     def __init__(
         self,
         receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         subsystems: tuple[str, ...] = ("pci", NETWORK_SUBSYSTEM),
+        before_recovery: Callable[[], None] = lambda: None,
     ) -> None:
         self._receive_buffer_bytes = receive_buffer_bytes
         self._subsystems = subsystems
+        self._before_recovery = before_recovery
         self._monitor: Any = None
         self._socket: socket.socket | None = None
         self._queue: deque[KernelEvent] = deque()
@@ -86,6 +90,8 @@ class UeventMonitor:
         """Add an event, of this source or another, to those that events() gives."""
         self._queue.append(event)
         self._ready.set()
+        if _is_urgent(event):
+            self._pace.hurry()
 
     async def events(self) -> AsyncIterator[KernelEvent]:
         """Every event, in the kernel's order. One consumer."""
@@ -112,6 +118,8 @@ class UeventMonitor:
                 return
             seen += 1
             if (event := _to_event(device)) is not None:
+                if ERROR_EVENT in event.properties:
+                    self._before_recovery()
                 self.put(event)
                 if device.subsystem == NETWORK_SUBSYSTEM:
                     asyncio.get_running_loop().call_later(_NETDEV_MOVES_SEC, self.put, event)
@@ -132,6 +140,13 @@ class UeventMonitor:
             _log.warning("Events were lost: %s", self._lost_reason)
             self.put(EventsLost(self._lost_reason))
             self._lost_reason = ""
+
+
+def _is_urgent(event: KernelEvent) -> bool:
+    """Whether a recovery is under way or about to begin: its uevents must not wait until a storm is over."""
+    if isinstance(event, ErrorRecord):
+        return event.severity is not Severity.CORRECTED
+    return isinstance(event, Uevent) and ERROR_EVENT in event.properties
 
 
 def _name_of_function(device: Any) -> str:  # noqa: ANN401

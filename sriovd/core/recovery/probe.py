@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 from sriovd.backend.steps import Step, Verb
 from sriovd.pci import PciAddress
+from sriovd.pci_registers import (
+    CONFIG_SPACE_BYTES,
+    FIRST_EXTENDED_CAPABILITY,
+    Command,
+    ExtendedCapabilityId,
+    Header,
+    Sriov,
+    SriovControl,
+)
 
-COMMAND = 0x04
-BUS_MASTER = 0x4
-_DECODES = 0x3  # I/O and Memory Space Enable
-_BARS = range(0x10, 0x28, 4)
-_FIRST_EXTENDED = 0x100
-_WHOLE_BYTES = 4096
-_SRIOV = 0x0010  # extended capability id (PCIe 9.3.3)
-_CONTROL, _NUM_VFS, _VF_ENABLE = 0x08, 0x10, 0x1
+_DECODES = Command.IO_SPACE | Command.MEMORY_SPACE
+_BARS = range(Header.BAR0, Header.BAR0 + 6 * 4, 4)
 _LINKS_AT_MOST = 64  # of a list that is a loop
 _ONES = 0xFFFF_FFFF
 
@@ -37,17 +40,21 @@ class Signs:
 
 def read_all_step(address: PciAddress) -> Step:
     """The whole configuration space."""
-    return Step(Verb.READ_CONFIG, address, f"0 {_WHOLE_BYTES}")
+    return Step(Verb.READ_CONFIG, address, f"0 {CONFIG_SPACE_BYTES}")
 
 
 def read_command_step(address: PciAddress) -> Step:
     """Command and status."""
-    return Step(Verb.READ_CONFIG, address, f"{COMMAND} 4")
+    return Step(Verb.READ_CONFIG, address, f"{Header.COMMAND:d} 4")
 
 
 def master_step(address: PciAddress, on: bool) -> Step:
     """Let a function do DMA, or not."""
-    return Step(Verb.UPDATE_CONFIG, address, f"{COMMAND} 2 {BUS_MASTER} {BUS_MASTER if on else 0}")
+    return Step(
+        Verb.UPDATE_CONFIG,
+        address,
+        f"{Header.COMMAND:d} 2 {Command.BUS_MASTER:d} {Command.BUS_MASTER if on else 0:d}",
+    )
 
 
 def is_alive(value: str) -> bool:
@@ -57,31 +64,31 @@ def is_alive(value: str) -> bool:
 
 def is_bus_master(value: str) -> bool:
     """Bus Master Enable in what read_command_step has read."""
-    return is_alive(value) and bool(bytes.fromhex(value)[0] & BUS_MASTER)
+    return is_alive(value) and bool(bytes.fromhex(value)[0] & Command.BUS_MASTER)
 
 
 def read_signs(value: str) -> Signs:
     """What read_all_step has read of a PF."""
     config = bytes.fromhex(value)
-    if len(config) < _FIRST_EXTENDED or _long(config, COMMAND) == _ONES:
+    if len(config) < FIRST_EXTENDED_CAPABILITY or _long(config, Header.COMMAND) == _ONES:
         return Signs()
-    decodes = config[COMMAND] & _DECODES
+    decodes = config[Header.COMMAND] & _DECODES
     keeps = bool(decodes) and any(_long(config, bar) & ~0xF for bar in _BARS)
     place = _find_sriov(config)
     if not place:
         return Signs(True, keeps)
-    control = _word(config, place + _CONTROL)
-    return Signs(True, keeps, bool(control & _VF_ENABLE), _word(config, place + _NUM_VFS))
+    control = _word(config, place + Sriov.CONTROL)
+    return Signs(True, keeps, bool(control & SriovControl.VF_ENABLE), _word(config, place + Sriov.NUM_VFS))
 
 
 def _find_sriov(config: bytes) -> int:
     """Where the SR-IOV capability is; 0 for nowhere."""
-    place = _FIRST_EXTENDED
+    place = FIRST_EXTENDED_CAPABILITY
     for _ in range(_LINKS_AT_MOST):
-        if place < _FIRST_EXTENDED or place + 0x40 > len(config):
+        if place < FIRST_EXTENDED_CAPABILITY or place + 0x40 > len(config):
             return 0
         header = _long(config, place)
-        if header & 0xFFFF == _SRIOV:
+        if header & 0xFFFF == ExtendedCapabilityId.SRIOV:
             return place
         place = header >> 20 & 0xFFC
     return 0

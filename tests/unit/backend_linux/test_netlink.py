@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PF = PciAddress.parse("0000:01:00.0")
 NEWLINK, GETLINK, SETLINK = 16, 18, 19
 UNKNOWN = 2**32 - 1
+IFF_UP, IFF_RUNNING = 0x1, 0x40
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -31,8 +32,9 @@ def words(*numbers: int) -> bytes:
     return struct.pack(f"={len(numbers)}I", *numbers)
 
 
-def message(kind: int, flags: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 32 + len(body), kind, flags, 1, 0) + bytes(16) + body
+def message(kind: int, flags: int, body: bytes, *, link_flags: int = 0, change: int = 0) -> bytes:
+    header = struct.pack("=IHHII", 32 + len(body), kind, flags, 1, 0)
+    return header + bytes(8) + words(link_flags, change) + body
 
 
 def vf(index: int, *, guid: int | None = None, protocol: int = 0x8100, switch: int = 1) -> bytes:
@@ -89,8 +91,19 @@ def test_statistics_are_never_asked_for(argument: str, mask: int) -> None:
     assert encode_step(Step(Verb.READ_LINK, PF, argument)) == wanted
 
 
+@pytest.mark.parametrize(("argument", "flags"), [("up", IFF_UP), ("down", 0)])
+def test_a_switch_changes_one_flag(argument: str, flags: int) -> None:
+    wanted = message(SETLINK, 5, b"", link_flags=flags, change=IFF_UP)
+    assert encode_step(Step(Verb.SWITCH_LINK, PF, argument)) == wanted
+
+
 @pytest.mark.parametrize(
-    "step", [Step(Verb.READ_LINK, PF, "all"), Step(Verb.SET_VF_ATTRIBUTE, PF, "3 colour red")]
+    "step",
+    [
+        Step(Verb.READ_LINK, PF, "all"),
+        Step(Verb.SET_VF_ATTRIBUTE, PF, "3 colour red"),
+        Step(Verb.SWITCH_LINK, PF, "sideways"),
+    ],
 )
 def test_nonsense_makes_no_message(step: Step) -> None:
     assert encode_step(step) == b""
@@ -106,6 +119,12 @@ def test_a_reply_tells_of_link_and_vfs() -> None:
     assert (report.vfs[1].vlan_protocol, report.vfs[1].spoof_check) == ("802.1ad", None)
     assert report.vfs[2].node_guid == "00:11:22:33:44:55:66:77"
     assert report.vfs[2].port_guid == "00:11:22:33:44:55:66:78"
+
+
+@pytest.mark.parametrize(("flags", "up"), [(IFF_RUNNING, 0), (IFF_RUNNING | IFF_UP, 1)])
+def test_a_reply_tells_whether_the_link_is_switched_on(flags: int, up: int) -> None:
+    code, text = decode_reply(message(NEWLINK, 0, attribute(4, words(1500)), link_flags=flags))
+    assert (code, parse_report(text).up) == (0, up)
 
 
 def test_a_mac_is_as_long_as_the_interfaces_own() -> None:
@@ -153,7 +172,7 @@ def test_a_helper_asks_the_kernel(
             results = await pool.run("slot", script, lambda _result: None).finished
             read, nonsense, refused = (result.results[0] for result in results)
             assert read.errno == 0
-            assert read.value == format_report(LinkReport(mtu=65536))
+            assert read.value == format_report(LinkReport(mtu=65536, up=1))
             assert (nonsense.errno, nonsense.value) == (errno.EINVAL, "")
             assert refused.errno in (errno.EOPNOTSUPP, errno.EPERM)
 

@@ -1,0 +1,152 @@
+"""The kernel's records of PCIe errors (tracepoint ras:aer_event), from a trace instance of sriovd's own.
+
+Rule: nobody else's tracing is touched, and nobody's touches this: rasdaemon may run beside it. The instance
+outlives the daemon, so that what happens while it restarts is told by the next one. There may be no records
+at all (no tracefs, a locked-down kernel, one without RAS); then sriovd does without, and says so once.
+
+A record is in its buffer before the kernel sends the first uevent of the recovery (drivers/pci/pcie/aer.c
+aer_print_error comes before pcie_do_recovery), but whoever waits for the buffer may be woken up later than
+for the uevent. So drain() reads what is there, and is asked before a uevent of a recovery is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+
+from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, Severity
+from sriovd.backend.linux.ring_buffer import EventFormat, Field, parse_fields, parse_format, split_page
+from sriovd.pci import AddressError, PciAddress
+
+_log = logging.getLogger(__name__)
+_TRACING = "kernel/tracing"
+_INSTANCE = f"{_TRACING}/instances/sriovd"
+_EVENT = "events/ras/aer_event"
+# Documentation/trace/ftrace.rst. The buffer holds some 500 records for each CPU, and would have megabytes;
+# with another buffer_percent nobody is woken up before that much of it is full.
+_SETTINGS = {"buffer_size_kb": "64", "trace_clock": "mono", "buffer_percent": "0", "tracing_on": "1"}
+_READ_BYTES = 1 << 16  # more than a page of the buffer has, on any architecture
+_PAGE_FIELDS = ("timestamp", "commit", "data")
+_FIELDS = ("common_type", "dev_name", "status", "severity", "tlp_header_valid", "tlp_header")
+# drivers/pci/pci.h AER_NONFATAL, AER_FATAL, AER_CORRECTABLE
+_SEVERITIES = (Severity.NONFATAL, Severity.FATAL, Severity.CORRECTED)
+
+
+class ErrorRecords:
+    """A subscription to the records, from start() to stop(). `put` takes each, as it comes; `root` is where
+    sysfs is mounted, and tracefs in it."""
+
+    def __init__(self, put: Callable[[KernelEvent], None], root: str) -> None:
+        self._put = put
+        self._root = root
+        self._layout: Mapping[str, Field] = {}
+        self._format = EventFormat(0, {})
+        self._buffers: list[int] = []  # one for each CPU
+        self._poll = select.poll()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether errors are recorded for us."""
+        return bool(self._buffers)
+
+    def start(self) -> None:
+        """Subscribe. What has been recorded since the last daemon is told at once."""
+        try:
+            self._open(f"{self._root}/{_INSTANCE}")
+        except (OSError, ValueError) as error:
+            _log.warning("The kernel's records of PCIe errors cannot be had: %s", error)
+            self.stop()
+            return
+        loop = asyncio.get_running_loop()
+        for buffer in self._buffers:
+            self._poll.register(buffer, select.POLLIN)
+            loop.add_reader(buffer, self.drain)
+        self.drain()
+
+    def stop(self) -> None:
+        """Unsubscribe. The kernel goes on recording."""
+        for buffer in self._buffers:
+            asyncio.get_running_loop().remove_reader(buffer)
+            os.close(buffer)
+        self._buffers = []
+        self._poll = select.poll()
+
+    def drain(self) -> None:
+        """Tell every record that is there. Never waits, and looks at the buffers of all CPUs at once."""
+        if not self._buffers:
+            return
+        found: list[tuple[int, bytes]] = []
+        lost = False
+        for buffer, _ in self._poll.poll(0):
+            for page in _read_pages(buffer):
+                records, lost_before = split_page(self._layout, page)
+                found += records
+                lost |= lost_before
+        if lost:
+            self._put(EventsLost("the buffer for records of PCIe errors overran"))
+        for time_nsec, data in sorted(found):
+            if (record := to_record(self._format, time_nsec, data)) is not None:
+                self._put(record)
+
+    def _open(self, instance: str) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(instance)
+        self._layout = parse_fields(_read(f"{self._root}/{_TRACING}/events/header_page"))
+        self._format = parse_format(_read(f"{instance}/{_EVENT}/format"))
+        _demand(self._layout, _PAGE_FIELDS)
+        _demand(self._format.fields, _FIELDS)
+        for name, value in _SETTINGS.items():
+            _set(f"{instance}/{name}", value)
+        for name in sorted(os.listdir(f"{instance}/per_cpu")):
+            path = f"{instance}/per_cpu/{name}/trace_pipe_raw"
+            self._buffers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        _set(f"{instance}/{_EVENT}/enable", "1")
+
+
+def to_record(event: EventFormat, time_nsec: int, data: bytes) -> ErrorRecord | None:
+    """The record in `data`, or None for what is something else or not about a PCI function."""
+    fields = event.fields
+    try:
+        if fields["common_type"].read(data) != event.number:  # somebody has written to trace_marker
+            return None
+        header = fields["tlp_header"].read_words(data) if fields["tlp_header_valid"].read(data) else ()
+        return ErrorRecord(
+            address=PciAddress.parse(fields["dev_name"].read_text(data)),
+            severity=_SEVERITIES[fields["severity"].read(data)],
+            status=fields["status"].read(data),
+            tlp_header=header,
+            at_usec=time_nsec // 1000,
+        )
+    except (AddressError, IndexError, ValueError) as error:
+        _log.warning("A record of a PCIe error makes no sense: %s", error)
+        return None
+
+
+def _demand(fields: Mapping[str, Field], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise ValueError(f"this kernel's have no {', '.join(missing)}")
+
+
+def _read_pages(buffer: int) -> Iterator[bytes]:
+    with suppress(BlockingIOError):
+        while page := os.read(buffer, _READ_BYTES):
+            yield page
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def _set(path: str, value: str) -> None:
+    """Write a setting unless it is so already, because setting the clock empties the buffer. Of the clocks,
+    all of which the file lists, the one in use is in brackets."""
+    now = _read(path)
+    if now.strip() != value and f"[{value}]" not in now:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
