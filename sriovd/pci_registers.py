@@ -33,6 +33,14 @@ class Header(IntEnum):
     INTERRUPT_PIN = 0x3D  # 8
 
 
+class Bridge(IntEnum):
+    """What a type 1 header has instead (PCIe 7.5.1.3)."""
+
+    SECONDARY_BUS = 0x19  # 8
+    SUBORDINATE_BUS = 0x1A  # 8
+    SECONDARY_STATUS = 0x1E  # 16
+
+
 class Command(IntFlag):
     """Command register at 04."""
 
@@ -154,7 +162,7 @@ class DeviceStatus(IntFlag):
 
 
 class Aer(IntEnum):
-    """Advanced error reporting extended capability of an endpoint (PCIe 7.8.4)."""
+    """Advanced error reporting extended capability (PCIe 7.8.4)."""
 
     UNCORRECTABLE_STATUS = 0x04
     UNCORRECTABLE_MASK = 0x08
@@ -163,6 +171,8 @@ class Aer(IntEnum):
     CORRECTABLE_MASK = 0x14
     CONTROL = 0x18
     HEADER_LOG = 0x1C  # 4 x 32
+    ROOT_ERROR_STATUS = 0x30  # root ports and event collectors only, as the next
+    ERROR_SOURCE = 0x34  # routing ids: 15:0 of ERR_COR, 31:16 of ERR_NONFATAL and ERR_FATAL
 
 
 AER_FIRST_ERROR_POINTER = 0x1F

@@ -1,23 +1,21 @@
 """The record of a lease: whose it is, where its VF is, and how it stands.
 
-Rule: a record is a value and says only what must outlive the daemon. What comes back from the store is
-believed no more than what a stranger wrote: a record that does not make sense is refused, never repaired.
+Rule: a record is a value and says only what must outlive the daemon. One that comes back and does not make
+sense is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
 
-from sriovd.core import rules
+from sriovd.core import fields, rules
 from sriovd.core.errors import InvalidArgument
 from sriovd.pci import PciAddress
 
 _NAME = re.compile(r"[ -~]{1,64}", re.ASCII)
-_LARGEST_NUMBER = 2**63 - 1  # an SQLite integer
 _LARGEST_UID = 2**32 - 2  # (uid_t)-1 is nobody's (chown(2))
 _LARGEST_INDEX = 2**16 - 2  # NumVFs has 16 bits (PCIe base specification, SR-IOV capability)
 
@@ -62,11 +60,7 @@ class Lease:
     def from_dict(cls, data: Mapping[str, object]) -> Lease:
         """The inverse of to_dict. Raises ValueError naming the field when one is missing, unknown, of the
         wrong type or out of its range."""
-        if data.keys() != _FIELDS.keys():
-            odd = ", ".join(sorted(map(repr, data.keys() ^ _FIELDS.keys())))
-            raise ValueError(f"a lease record has fields too many or too few: {odd}")
-        fields: dict[str, Any] = {field: _parse(field, data[field]) for field in _FIELDS}
-        lease = cls(**fields)
+        lease = cls(**fields.parse_fields("a lease record", _FIELDS, data))
         if lease.state is LeaseState.FAILED and not lease.reason:
             raise ValueError("a lease record's reason is missing, though the lease has failed")
         return lease
@@ -80,53 +74,16 @@ def check_name(name: str) -> None:
         )
 
 
-def _parse(field: str, value: object) -> object:
-    try:
-        return _FIELDS[field](value)
-    except (ValueError, InvalidArgument) as error:
-        raise ValueError(f"a lease record's {field} is wrong: {error}") from error
-
-
-def _whole(lowest: int, highest: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        if type(value) is not int or not lowest <= value <= highest:  # True is no number here
-            raise ValueError(f"{value!r} is not a whole number from {lowest} to {highest}")
-        return value
-
-    return parse
-
-
-def _text(value: object) -> str:
-    if type(value) is not str:
-        raise ValueError(f"{value!r} is not text")
-    return value
-
-
-def _checked(check: Callable[[str], None]) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        text = _text(value)
-        check(text)
-        return text
-
-    return parse
-
-
-def _flag(value: object) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"{value!r} is neither true nor false")
-    return value
-
-
-_FIELDS: dict[str, Callable[[object], object]] = {
-    "number": _whole(1, _LARGEST_NUMBER),
-    "uid": _whole(0, _LARGEST_UID),
-    "name": _checked(check_name),
-    "pf": lambda value: PciAddress.parse(_text(value)),
-    "index": _whole(0, _LARGEST_INDEX),
-    "generation": _whole(1, _LARGEST_NUMBER),
-    "driver": _checked(rules.check_driver_name),
-    "home": _checked(rules.check_driver_name),
-    "held_by_descriptor": _flag,
-    "state": lambda value: LeaseState(_text(value)),
-    "reason": _text,
+_FIELDS: dict[str, fields.Parser] = {
+    "number": fields.whole(1, fields.LARGEST_NUMBER),
+    "uid": fields.whole(0, _LARGEST_UID),
+    "name": fields.checked(check_name),
+    "pf": fields.address,
+    "index": fields.whole(0, _LARGEST_INDEX),
+    "generation": fields.whole(1, fields.LARGEST_NUMBER),
+    "driver": fields.checked(rules.check_driver_name),
+    "home": fields.checked(rules.check_driver_name),
+    "held_by_descriptor": fields.flag,
+    "state": fields.converted(LeaseState),
+    "reason": fields.text,
 }
