@@ -81,6 +81,7 @@ class Daemon:
             await self._backend.start()
             dispatcher = self._serve(connection)
             await self._engine.look_around()
+            await self._engine.take_up_recovery()
             self._take_up_leases()
             await connection.request_name(BUS_NAME)
             self._tell_started(began)
@@ -89,6 +90,7 @@ class Daemon:
             await self._live(connection)
         finally:
             systemd_daemon.notify("STOPPING=1")
+            await self._engine.recovery.close()
             await self._engine.leases.close()  # before the host is let go: that would fail them
             if dispatcher is not None:
                 await dispatcher.close()
@@ -196,6 +198,7 @@ class Daemon:
         announce(_log, Message.ADAPTER_UNSTUCK, f"Adapter {adapter} takes requests again.", adapter=adapter)
         self._engine.picture.look_again(adapter)
         self._engine.policy.note_adapter(adapter)
+        self._engine.recovery.check(adapter)
 
     def _tell_started(self, began: float) -> None:
         inventory, elapsed_ms = self._engine.inventory, (time.monotonic() - began) * 1000

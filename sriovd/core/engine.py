@@ -33,6 +33,10 @@ from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
+from sriovd.core.recovery.keeper import RecoveryKeeper
+from sriovd.core.recovery.lives import Lives
+from sriovd.core.recovery.site import Site as RecoverySite
+from sriovd.core.recovery.site import Views
 from sriovd.core.store import MEMORY, Intent, Store
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
@@ -90,12 +94,30 @@ class Engine:
         self.work = LeaseWork(Site(backend, self.jobs, self.workplace, hands, self.rulebook, places.cdi))
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
         self.usage.lease_of = self.leases.describe_lease_of
-        self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook)
+        self.recovery = self._make_recovery(hands)
+        self.lifecycle = Lifecycle(
+            backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery
+        )
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
         self._tasks: set[asyncio.Future[None]] = set()  # writes to the store
         self._menders: list[asyncio.Task[None]] = []
         self.inventory.listen(self._note_generation)
         self.inventory.listen(self._note_quarantine)
+
+    def _make_recovery(self, hands: Hands) -> RecoveryKeeper:
+        """Recovery, and what it stands in the way of."""
+        site = RecoverySite(
+            self.backend, self.store, self.jobs, self.workplace, hands, self.leases,
+            Lives(self.inventory, self.store), Views(), self.rulebook.recovery_for_adapter,
+            self.policy.note_adapter,
+        )  # fmt: skip
+        recovery = RecoveryKeeper(site, self._saved.recoveries, self._saved.bundles)
+        self.executor.refuse = recovery.gate.refuse
+        self.leases.hold_by(recovery.gate.is_held)
+        self.work.wait_in_service = recovery.wait_in_service
+        self.policy.is_held = recovery.is_under_way
+        self.picture.on_error = recovery.take
+        return recovery
 
     async def look_around(self) -> None:
         """Adopt the host as it is, and mend what was left half done. Writes nothing where all is well."""
@@ -109,10 +131,16 @@ class Engine:
             self.executor.adopt(leftover)
         for adapter in sorted(self._list_unmended()):
             hanging = [each.finished for each in leftovers if each.adapter == adapter]
-            if hanging:
+            if self.recovery.is_under_way(adapter):
+                await self._close_intents(adapter)  # it knows what it has left half done
+            elif hanging:
                 self._menders.append(asyncio.create_task(self._mend_later(adapter, hanging)))
             else:
                 await self._mend(adapter)
+
+    async def take_up_recovery(self) -> None:
+        """Carry on with the recoveries of former daemons, and look whether all is well."""
+        await self.recovery.start()
 
     def take_up_leases(self, kept: frozenset[int]) -> None:
         """Carry on with the leases of former daemons. `kept`: those whose descriptor has outlived them."""
@@ -149,13 +177,14 @@ class Engine:
         try:
             async with self.executor.lane(adapter):
                 await self._mend_in_lane(adapter, intents)
-            for intent in intents:
-                _log.warning(
-                    "Interrupted when sriovd last ended: %s, for %s", intent.title, intent.requester
-                )
-                await self.store.finish(intent.number, "interrupted: sriovd ended meanwhile")
+            await self._close_intents(adapter)
         except SriovdError as error:
             _log.error("Adapter %s was not mended, the next start will try again: %s", adapter, error)
+
+    async def _close_intents(self, adapter: str) -> None:
+        for intent in (each for each in self._saved.intents if each.adapter == adapter):
+            _log.warning("Interrupted when sriovd last ended: %s, for %s", intent.title, intent.requester)
+            await self.store.finish(intent.number, "interrupted: sriovd ended meanwhile")
 
     async def _mend_in_lane(self, adapter: str, intents: Sequence[Intent]) -> None:
         known = self.inventory.adapters.get(adapter)

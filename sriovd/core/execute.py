@@ -104,11 +104,13 @@ class Executor:
         self._locks: dict[str, asyncio.Lock] = {}
         self._stuck: dict[str, str] = {}
         self._inherited: dict[str, asyncio.Event] = {}  # adapters on which a former daemon's write goes on
+        self._returned: dict[str, asyncio.Event] = {}  # set when a write that hung has come back
         self._failed: dict[str, list[tuple[int, str]]] = {}  # intents that are still open, by adapter
         self._hotplug = _HotplugLock()
         self._watchers: set[asyncio.Task[None]] = set()
         self.on_stuck: Callable[[str, str], None] = lambda _adapter, _evidence: None
         self.on_recovered: Callable[[str], None] = lambda _adapter: None
+        self.refuse: Callable[[str, Script], None] = lambda _adapter, _script: None
 
     @asynccontextmanager
     async def lane(self, adapter: str, *, exclusive: bool = False) -> AsyncIterator[None]:
@@ -141,10 +143,12 @@ class Executor:
         `cleanup` runs when a write that was abandoned comes back after all. Raises Stuck when a step is
         over its deadline, BackendFailed when the helper died or the journal cannot be written. Whoever is
         cancelled meanwhile leaves an open intent, as a daemon does that is killed; so does a script that did
-        not do all, until its lane is given back: whoever has the lane may be about to undo it.
+        not do all, until its lane is given back: whoever has the lane may be about to undo it. Raises what
+        `refuse` raises for scripts that write.
         """
         if not script.writes:
             return await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
+        self.refuse(adapter, script)
         intent = await self._journal.begin(adapter, REQUESTER.get(), script)
         try:
             results = await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
@@ -230,6 +234,7 @@ class Executor:
             await asyncio.wait({self._backend.run(adapter, cleanup, lambda _: None).finished})
         self._stuck.pop(adapter, None)
         self._inherited.pop(adapter, asyncio.Event()).set()
+        self._returned.pop(adapter, asyncio.Event()).set()
         self.on_recovered(adapter)
 
     async def wait_inherited(self, adapter: str) -> None:
@@ -237,6 +242,21 @@ class Executor:
         gives it back. Mostly it is not hanging, but in the middle of what was to be done anyway."""
         while adapter in self._inherited:
             await self._inherited[adapter].wait()
+
+    async def wait_unstuck(self, adapter: str, timeout_sec: float) -> None:
+        """Return when no write on `adapter` hangs. Raises Stuck when one still does after that time."""
+        returned = self._returned.setdefault(adapter, asyncio.Event())
+        try:
+            async with asyncio.timeout(timeout_sec):
+                while adapter in self._stuck:
+                    returned.clear()
+                    await returned.wait()
+        except TimeoutError:
+            self.refuse_stuck(adapter)
+
+    def is_stuck(self, adapter: str) -> bool:
+        """Whether a write on `adapter` hangs."""
+        return adapter in self._stuck
 
     def refuse_stuck(self, adapter: str) -> None:
         """Raises Stuck while a write on `adapter` hangs."""

@@ -18,11 +18,12 @@ from sriovd.core import rules, scripts
 from sriovd.core.configurer import refuse_without_interface
 from sriovd.core.converge.apply import Hands
 from sriovd.core.converge.rulebook import Rulebook
-from sriovd.core.errors import InvalidArgument, NoSuchFunction
+from sriovd.core.errors import Frozen, InvalidArgument, LockedOut, NoSuchFunction
 from sriovd.core.execute import HOST
 from sriovd.core.inventory import Function
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
+from sriovd.core.recovery.keeper import RecoveryKeeper
 from sriovd.core.results import Changed, Created, Result, Unchanged
 from sriovd.core.scripts import DEFAULT, NONE
 from sriovd.core.workplace import Workplace
@@ -46,8 +47,15 @@ class Lifecycle:
     its turn comes, because the host may have changed meanwhile."""
 
     def __init__(
-        self, backend: Backend, jobs: JobRegistry, workplace: Workplace, hands: Hands, rulebook: Rulebook
+        self,
+        backend: Backend,
+        jobs: JobRegistry,
+        workplace: Workplace,
+        hands: Hands,
+        rulebook: Rulebook,
+        recovery: RecoveryKeeper,
     ) -> None:
+        self._recovery = recovery
         self._backend = backend
         self._jobs = jobs
         self._workplace = workplace
@@ -130,11 +138,18 @@ class Lifecycle:
         refuse_without_interface(pf)
 
         async def work(job: Job) -> Result:
-            async with self._workplace.working_on(job, vf.adapter):
-                self._inventory.get(address, generation)
-                return await self._configurer.set_all(job, self._inventory.get_pf(pf.address), {index: wish})
+            while True:
+                job.stage = "waiting for the recovery of its adapter"  # as long as it is queued
+                kept = await self._recovery.keep_wish(address, wish)
+                try:
+                    async with self._workplace.working_on(job, vf.adapter):
+                        self._inventory.get(address, 0 if kept else generation)
+                        pf_now = self._inventory.get_pf(pf.address)
+                        return await self._configurer.set_all(job, pf_now, {index: wish})
+                except (Frozen, LockedOut):
+                    continue  # it has frozen since
 
-        return self._start("SetAttributes", [vf], requester, work)
+        return self._jobs.start("SetAttributes", [vf], requester, work)
 
     async def read_attributes(self, address: PciAddress) -> tuple[VfAttributes, LinkReport]:
         """The attributes of a VF as the kernel has them now, and its PF's link. Raises as set_attributes."""
@@ -158,6 +173,7 @@ class Lifecycle:
         requester: str,
         work: Callable[[Job], Awaitable[Result]],
     ) -> Job:
+        self._recovery.gate.refuse_function(functions[0].address)
         self._executor.refuse_stuck(functions[0].adapter)
         return self._jobs.start(operation, functions, requester, work)
 

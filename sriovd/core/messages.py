@@ -27,6 +27,9 @@ class Message(StrEnum):
     POLICY_DRIFT = "7f2c9e1b4a6d4c3e8d5b0a91f3e7c264"
     POLICY_BROKEN = "b8e3d5a1c7f94e60a2d18f4c6b9e0372"
     LEASE = "c4a19d7e2b8f4a53915e6d3f0b7c8a26"
+    RECOVERY = "5d0e8b3c71f24c6a9be27a46f1d8c935"
+    PCI_ERROR = "a7c3f1e85b2d4e0f8a9d6c4b3e2f1071"
+    AUDIT = "e2b96d40c8a14f7d93b5c0e7a1f4d862"
 
 
 FIELDS_ATTRIBUTE = "journal_fields"  # of a LogRecord: extra journal fields by name
@@ -38,6 +41,9 @@ _LEVELS = {
     Message.EVENTS_LOST: logging.WARNING,
     Message.POLICY_DRIFT: logging.WARNING,
     Message.POLICY_BROKEN: logging.ERROR,
+    Message.RECOVERY: logging.WARNING,
+    Message.PCI_ERROR: logging.WARNING,
+    Message.AUDIT: logging.WARNING,
 }
 
 

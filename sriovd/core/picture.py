@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from sriovd.backend.base import Backend, EventsLost, HostReadError, KernelEvent, LinkChanged
+from sriovd.backend.base import Backend, ErrorRecord, EventsLost, HostReadError, KernelEvent, LinkChanged
 from sriovd.core.inventory import Inventory
 from sriovd.core.messages import Message, announce
 from sriovd.pci import PciAddress, vf_index
@@ -32,6 +32,7 @@ class Picture:
         self._lost = False
         self._wake = asyncio.Event()
         self.on_link: Callable[[PciAddress], None] = lambda _: None
+        self.on_error: Callable[[KernelEvent], None] = lambda _: None  # told before anything is looked at
 
     async def rescan(self) -> None:
         """Look at everything."""
@@ -113,6 +114,9 @@ class Picture:
             self._take(event)
 
     def _take(self, event: KernelEvent) -> None:
+        self.on_error(event)
+        if isinstance(event, ErrorRecord):
+            return
         if isinstance(event, EventsLost):
             announce(_log, Message.EVENTS_LOST, f"Events were lost, looking at everything: {event.reason}")
             self._lost = True

@@ -60,6 +60,7 @@ class PolicyKeeper:
         self._checks: dict[str, asyncio.Task[None]] = {}  # by adapter
         self._live = False
         self.on_loaded: Callable[[], None] = lambda: None
+        self.is_held: Callable[[str], bool] = lambda _: False  # an adapter, by its recovery
         campaign.on_asked = self._forgive
 
     def start(self) -> None:
@@ -151,6 +152,9 @@ class PolicyKeeper:
     async def _check_adapter(self, adapter: str) -> None:
         while (pf := self._next_suspect(adapter)) is not None:
             looks = self._suspects.pop(pf.address)
+            if self.is_held(adapter):  # told by note_adapter when it is over
+                self._standings.note(pf.address, Condition.UNKNOWN, "its adapter is being recovered")
+                continue
             try:
                 await self._check(pf.address, looks)
             except NoSuchFunction:

@@ -6,6 +6,7 @@ automaton's (life.py).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,13 @@ from sriovd.core.errors import (
     NotOwner,
     PoolExhausted,
     SriovdError,
+    TimedOut,
 )
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.lease.automaton import BEGIN, LeaseEvent
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.life import LeaseLives
-from sriovd.core.lease.pool import Pool, place_of
+from sriovd.core.lease.pool import Place, Pool, place_of
 from sriovd.core.lease.record import Lease, LeaseState, check_name
 from sriovd.core.lease.work import LeaseWork
 from sriovd.core.store import Store
@@ -38,6 +40,7 @@ _log = logging.getLogger(__name__)
 LEASES_PER_USER = 1024  # except root, who has them for others
 _ROOT_UID = 0
 _STORE_PATIENCE_SEC = 5.0
+_RESUMED = frozenset({LeaseState.ACTIVE, LeaseState.RELEASED})
 _BEGUN = frozenset(LeaseState) - {LeaseState.PREPARING, LeaseState.FAILED}  # failing is told as an error
 
 
@@ -51,10 +54,15 @@ class LeaseKeeper:
         self._lives = LeaseLives(inventory, work, store)
         self._pool = Pool(inventory, self._lives.places)
         self._opening: set[int] = set()  # leases whose groups are being opened
+        self.is_held: Callable[[Place], bool] = lambda _: False  # by a recovery: see hold_by
 
     def listen(self, on_change: Callable[[Lease], None], on_end: Callable[[Lease], None]) -> None:
         """Call `on_change` with every new state of a lease, and `on_end` when one is over."""
         self._lives.on_change, self._lives.on_end = on_change, on_end
+
+    def hold_by(self, is_held: Callable[[Place], bool]) -> None:
+        """`is_held` tells of VFs that are being recovered: they are neither lent nor handed over."""
+        self.is_held = self._pool.is_held = is_held
 
     def get(self, number: int) -> Lease | None:
         """The lease of that number while it lasts."""
@@ -63,6 +71,11 @@ class LeaseKeeper:
     def all(self) -> Sequence[Lease]:
         """Every lease."""
         return list(self._lives.leases.values())
+
+    def find_at(self, place: Place) -> Lease | None:
+        """The lease that has the VF at `place`."""
+        number = self._lives.places.get(place)
+        return None if number is None else self._lives.leases[number]
 
     def describe_lease_of(self, address: PciAddress) -> str:
         """Whose lease the VF at `address` is under; empty for nobody's."""
@@ -252,9 +265,27 @@ class LeaseKeeper:
         elif change.before is None:
             self._come_back(number, vf)
 
+    def resume(self, place: Place) -> None:
+        """The VF at `place`, which was held back, may be handed over again."""
+        number = self._lives.places.get(place)
+        vf = self._lives.vf_of(self._lives.leases[number]) if number is not None else None
+        if number is not None and vf is not None:
+            self._come_back(number, vf)
+
+    async def wait_resumed(self, place: Place, timeout_sec: float) -> None:
+        """Until the lease at `place` is active, or over. Raises what it fails with, TimedOut."""
+        number = self._lives.places.get(place)
+        if number is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_sec):
+                await self._wait(number, _RESUMED)
+        except TimeoutError:
+            raise TimedOut(f"{self._lives.leases[number]} is not active after {timeout_sec:g} s.") from None
+
     def _come_back(self, number: int, vf: Function) -> None:
         lease = self._lives.leases[number]
-        if lease.state is LeaseState.ABSENT:
+        if lease.state is LeaseState.ABSENT and not self.is_held((lease.pf, lease.index)):
             self._lives.leases[number] = replace(lease, generation=vf.generation)
             self._lives.fire(number, LeaseEvent.VF_BACK)
 

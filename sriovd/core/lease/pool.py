@@ -7,7 +7,7 @@ can have it in the same turn of the event loop.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sriovd.core.inventory import Function, Inventory
@@ -24,6 +24,7 @@ class Pool:
         self._inventory = inventory
         self._leased = leased
         self._reserved: set[PciAddress] = set()
+        self.is_held: Callable[[Place], bool] = lambda _: False  # by the recovery of its adapter, or its own
 
     def choose(self, wish: Wish, excluded: set[PciAddress]) -> Function:
         """The free VF that fits `wish` best. Raises PoolExhausted."""
@@ -54,7 +55,7 @@ class Pool:
         """As is_free, for whoever has reserved it."""
         adapter = self._inventory.adapters.get(vf.adapter)
         stuck = adapter.stuck if adapter else ""
-        return not (place_of(vf) in self._leased or vf.quarantine or stuck)
+        return not (place_of(vf) in self._leased or vf.quarantine or stuck or self.is_held(place_of(vf)))
 
     def _describe(self, vf: Function) -> Candidate | None:
         """`vf` as choose() knows it; None for a PF, and for a VF whose PF is not known yet."""

@@ -32,6 +32,7 @@ from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
 from sriovd.core.lease.cdi import cdi_document, cdi_filename, lease_of_file
+from sriovd.core.lease.pool import Place
 from sriovd.core.lease.record import Lease, LeaseState
 from sriovd.core.results import Changed, Result
 from sriovd.core.usage import Usage
@@ -67,6 +68,7 @@ class LeaseWork:
         self._site = site
         self._inventory: Inventory = site.hands.inventory
         self._usage: Usage = site.hands.usage
+        self.wait_in_service: Callable[[Place], Awaitable[None]] = _is_in_service
 
     def check_driver(self, driver: str) -> None:
         """Whether a VF can be lent on `driver`. Raises InvalidArgument, BindFailed."""
@@ -205,8 +207,9 @@ class LeaseWork:
         self, operation: str, vf: Function, lease: Lease, work: Callable[[Job], Awaitable[Result]]
     ) -> None:
         """A job for the owner. Raises its error. What a former daemon has left hanging is waited for: it may
-        be this very work."""
+        be this very work; so is the recovery of the VF, to which nothing may be done before."""
         await self._site.hands.executor.wait_inherited(vf.adapter)
+        await self.wait_in_service((lease.pf, lease.index))
         job = self._site.jobs.start(operation, [vf], f"{lease.name} (uid {lease.uid})", work)
         while not await job.wait(_A_LONG_TIME_USEC):
             pass
@@ -258,6 +261,10 @@ class LeaseWork:
 
     def _cdi_path(self, number: int) -> str:
         return f"{self._site.cdi}/{cdi_filename(number)}"
+
+
+async def _is_in_service(_place: Place) -> None:
+    """Where nothing is ever recovered."""
 
 
 def _read(path: str) -> bytes:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sriovd.core.errors import BackendFailed, SriovdError
 from sriovd.core.inventory import Inventory
@@ -52,14 +52,9 @@ class VfAnswer(NamedTuple):
     reason: str = ""
 
 
-class Hands(Protocol):
-    """Who carries effects out. Whatever happens is an answer: no SriovdError comes out of these."""
-
-    async def do(self, effect: AdapterEffect, slot: str) -> Answer | None:
-        """An effect on an adapter."""
-
-    async def do_vfs(self, effect: VfEffect, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
-        """An effect on VFs of an adapter."""
+# Who carries effects out. Whatever happens is an answer: no SriovdError comes out of these.
+Do = Callable[[AdapterEffect, str], Awaitable[Answer | None]]
+DoVfs = Callable[[VfEffect, str, Sequence[Place]], Awaitable[Sequence[VfAnswer]]]
 
 
 class Lives:
@@ -75,7 +70,8 @@ class Lives:
         self._runners: dict[str, asyncio.Task[None]] = {}
         self._vf_runners: dict[str, set[asyncio.Task[None]]] = {}
         self._closed = False
-        self.hands: Hands
+        self.do: Do
+        self.do_vfs: DoVfs
         self.on_change: Callable[[AdapterPe, AdapterPe, Sequence[VfPe]], None] = lambda _a, _b, _c: None
 
     # What is.
@@ -91,8 +87,8 @@ class Lives:
     def places(self, slot: str) -> list[Place]:
         """Where the adapter has VFs, had them when it froze, or has PEs of VFs."""
         adapter, pe = self._inventory.adapters.get(slot), self.get(slot)
-        present = [(pf, index) for pf in adapter.physical_functions for index in self._inventory.vfs_of(pf)] \
-            if adapter else []  # fmt: skip
+        pfs = adapter.physical_functions if adapter else ()
+        present = [(pf, index) for pf in pfs for index in self._inventory.vfs_of(pf)]
         shot = [(pf.address, vf.index) for pf in pe.shots for vf in pf.vfs]
         return list(dict.fromkeys((*sorted(present), *shot, *(vf.place for vf in pe.vfs))))
 
@@ -111,7 +107,7 @@ class Lives:
     def fire(self, slot: str, event: AdapterEvent, reason: str = "") -> None:
         """`event` happens to the adapter, for that reason. Raises what the tables refuse with."""
         before = self.get(slot)
-        transition = advance_adapter(before.state, event, str(before), _describe(before))
+        transition = advance_adapter(before.state, event, str(before), describe(before))
         if transition is None or self._closed:
             return
         kept = before.reason if transition.state is not AdapterState.ONLINE else ""
@@ -127,7 +123,7 @@ class Lives:
         self._begin_row(slot, tuple(each for each in effects if each is not AdapterEffect.FREEZE_VFS))
 
     def fire_vfs(self, slot: str, places: Iterable[Place], event: VfEvent, reason: str = "") -> None:
-        """`event` happens to VFs of one adapter. Raises what the tables refuse with, for the first of them."""
+        """`event` happens to VFs of one adapter. Raises what the tables refuse with for the first."""
         if self._closed:
             return
         before = self.get(slot)
@@ -142,7 +138,7 @@ class Lives:
         groups: dict[tuple[VfEffect, ...], list[Place]] = {}
         for place in places:
             vf = known.get(place) or VfPe(*place)
-            transition = advance_vf(vf.state, event, f"The {vf}", _describe_vf(vf, pe))
+            transition = advance_vf(vf.state, event, f"The {vf}", describe_vf(vf, pe))
             if transition is None:
                 continue
             budget = vf.budget.spend(_now_usec()) if event in _VF_COUNTED else vf.budget
@@ -150,8 +146,9 @@ class Lives:
                 budget = Budget()
             kept = vf.reason if transition.state is not VfState.ONLINE else ""
             vf = replace(
-                vf, state=transition.state, reason=reason or kept, since_usec=_now_usec(), budget=budget
-            )
+                vf, state=transition.state, own=_is_own(vf, event), reason=reason or kept,
+                since_usec=_now_usec(), budget=budget,
+            )  # fmt: skip
             changed.append(vf)
             self._vf_rows[place] = self._vf_rows.get(place, 0) + 1
             groups.setdefault(transition.effects, []).append(place)
@@ -177,7 +174,7 @@ class Lives:
         for effect in effects:
             if self._rows[slot] != row:
                 return
-            answer = await self.hands.do(effect, slot)
+            answer = await self.do(effect, slot)
             if answer is not None and self._rows[slot] == row:
                 self.fire(slot, *answer)
                 return
@@ -196,7 +193,7 @@ class Lives:
             places = self._newest(rows)
             if not places:
                 return
-            for answer in await self.hands.do_vfs(effect, slot, places):
+            for answer in await self.do_vfs(effect, slot, places):
                 current = set(self._newest(rows))
                 self.fire_vfs(slot, [each for each in answer.places if each in current], *_rest(answer))
 
@@ -251,22 +248,28 @@ def _rest(answer: VfAnswer) -> tuple[VfEvent, str]:
     return answer.event, answer.reason
 
 
+def _is_own(vf: VfPe, event: VfEvent) -> bool:
+    return event in _VF_COUNTED or (vf.own and event is not VfEvent.ADAPTER_FROZEN)
+
+
 def _spend(pe: AdapterPe, event: AdapterEvent) -> Budget:
     if event is AdapterEvent.LIFT:
         return Budget()
     return pe.budget.spend(_now_usec()) if event in _COUNTED else pe.budget
 
 
-def _describe(pe: AdapterPe) -> str:
+def describe(pe: AdapterPe) -> str:
+    """How the adapter stands, since when and why; empty while it is online."""
     if pe.state is AdapterState.ONLINE:
         return ""
     return f"It is {pe.state} since {_elapsed(pe.since_usec)}: {pe.reason.rstrip('.')}."
 
 
-def _describe_vf(vf: VfPe, adapter: AdapterPe) -> str:
+def describe_vf(vf: VfPe, adapter: AdapterPe) -> str:
     """For what it waits, and for how long by now."""
     if vf.state in (VfState.FROZEN_PROPAGATED, VfState.LOCKED_OUT):
-        return f"It waits, since {_elapsed(vf.since_usec)}, for its adapter {adapter.slot}, which is {adapter.state}."
+        waits = f"It waits, since {_elapsed(vf.since_usec)}, for its adapter {adapter.slot}"
+        return f"{waits}, which is {adapter.state}."
     return f"Since {_elapsed(vf.since_usec)}: {vf.reason.rstrip('.')}."
 
 

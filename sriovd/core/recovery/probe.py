@@ -38,9 +38,9 @@ class Signs:
     num_vfs: int = 0
 
 
-def read_all_step(address: PciAddress) -> Step:
-    """The whole configuration space."""
-    return Step(Verb.READ_CONFIG, address, f"0 {CONFIG_SPACE_BYTES}")
+def read_config_step(address: PciAddress, length: int = CONFIG_SPACE_BYTES) -> Step:
+    """The first bytes of configuration space, all of it unless told."""
+    return Step(Verb.READ_CONFIG, address, f"0 {length}")
 
 
 def read_command_step(address: PciAddress) -> Step:

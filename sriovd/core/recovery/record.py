@@ -49,12 +49,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class VfPe:
-    """A VF PE. `reason`: of its state, in words. `since_usec`: CLOCK_REALTIME of its last change. `wish`:
-    what was asked for while it could not be done."""
+    """A VF PE. `own`: its last error was its own. `reason`: of its state, in words. `since_usec`:
+    CLOCK_REALTIME of its last change. `wish`: what was asked for while it could not be done."""
 
     pf: PciAddress
     index: int
     state: VfState = VfState.ONLINE
+    own: bool = False
     reason: str = ""
     since_usec: int = 0
     budget: Budget = Budget()

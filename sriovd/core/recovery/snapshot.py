@@ -18,11 +18,13 @@ NO_ATTRIBUTES = VfAttributes()
 
 @dataclass(frozen=True, slots=True)
 class VfShot:
-    """A VF: where it was, its driver (empty: none), its reset methods, and, as far as they could be read, its
-    attributes and whether it might do DMA (Bus Master Enable)."""
+    """A VF: where it was and which it was there (core.inventory.Function), its driver (empty: none), its
+    reset methods, and, as far as they could be read, its attributes and whether it might do DMA (Bus
+    Master Enable)."""
 
     index: int
     address: PciAddress
+    generation: int
     driver: str
     reset_methods: tuple[str, ...] = ()
     bus_master: bool = False
@@ -55,7 +57,9 @@ def take_shot(
     """`pf` with its `vfs` as they are now. `before`: an earlier shot, which goes on to count for the VFs
     that are not in service."""
     found = {
-        vf.virtual.index: VfShot(vf.virtual.index, vf.address, vf.facts.driver, vf.facts.reset_methods)
+        vf.virtual.index: VfShot(
+            vf.virtual.index, vf.address, vf.generation, vf.facts.driver, vf.facts.reset_methods
+        )
         for vf in vfs
         if vf.virtual is not None
     }

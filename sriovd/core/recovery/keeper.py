@@ -1,0 +1,365 @@
+"""Recovery, for everybody who asks: how PEs stand, and what people and owners may do about it.
+
+Rule: nothing is decided here but who is told; what may follow what is the automata's to say (automaton.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sriovd.backend.base import KernelEvent
+from sriovd.backend.vf_attributes import VfAttributes
+from sriovd.core.errors import (
+    InvalidArgument,
+    LockedOut,
+    NoSuchFunction,
+    Quarantined,
+    TimedOut,
+)
+from sriovd.core.inventory import AdapterChange, Change, Function, FunctionChange
+from sriovd.core.jobs import Job
+from sriovd.core.messages import Message, announce
+from sriovd.core.recovery.adapter_work import AdapterWork
+from sriovd.core.recovery.automaton import (
+    AdapterEvent,
+    AdapterState,
+    VfEvent,
+    VfState,
+)
+from sriovd.core.recovery.detect import Walk
+from sriovd.core.recovery.forensics import Forensics
+from sriovd.core.recovery.gate import Gate
+from sriovd.core.recovery.record import AdapterPe, Place, VfPe
+from sriovd.core.recovery.shots import Photographer
+from sriovd.core.recovery.site import Site
+from sriovd.core.recovery.snapshot import overlay
+from sriovd.core.recovery.standing import BundleHead, PeStanding
+from sriovd.core.recovery.storms import Storms
+from sriovd.core.recovery.undertaking import Undertakings, now_usec
+from sriovd.core.recovery.vf_work import VfWork
+from sriovd.core.recovery.watch import Watch
+from sriovd.pci import PciAddress, PciSlot
+
+_log = logging.getLogger(__name__)
+
+_RECORDS = 16  # errors that are remembered of an adapter
+_WALKS = {walk.value: walk for walk in Walk}
+_BACK_IN_SERVICE = (VfState.ONLINE, VfState.RECOVERING)
+
+
+class RecoveryKeeper:
+    """Implements desk.RecoveryDesk. `saved`: what a former daemon has left, by slot: whether of this boot,
+    and the record. `bundles`: those that are kept, by slot."""
+
+    def __init__(
+        self,
+        site: Site,
+        saved: Mapping[str, tuple[bool, dict[str, Any]]],
+        bundles: Mapping[str, tuple[BundleHead, ...]],
+    ) -> None:
+        self._site = site
+        self._lives = site.lives
+        self._views = site.views
+        self._inventory = site.inventory
+        self._forensics = Forensics(site, bundles)
+        self._undertakings = Undertakings(site.inventory, site.jobs, self._lives.get)
+        photographer = Photographer(site, self._undertakings)
+        adapter_work = AdapterWork(site, self._forensics, photographer, self._undertakings)
+        vf_work = VfWork(site, self._forensics, photographer)
+        self._storms = Storms()
+        self._changed = asyncio.Event()
+        self._frozen = 0  # VFs, by the event that is being taken
+        self.gate = Gate(site.inventory, site.lives)
+        self._watch = Watch(site, self.gate, self._storms)
+        self.audit_of: Callable[[str], tuple[str, ...]] = lambda _: ()
+        self.audit_of_vf: Callable[[PciAddress], tuple[str, ...]] = lambda _: ()
+        self.on_adapter: Callable[[str, PeStanding], None] = lambda _slot, _standing: None
+        self.on_vf: Callable[[PciAddress, PeStanding], None] = lambda _address, _standing: None
+        site.lives.do, site.lives.do_vfs = adapter_work.do, vf_work.do_vfs
+        site.lives.on_change = self._note_change
+        site.views.on_wait = self.show_adapter
+        self._recall(saved)
+
+    # Begin and end.
+
+    def _recall(self, saved: Mapping[str, tuple[bool, dict[str, Any]]]) -> None:
+        for slot, (same_boot, fields) in saved.items():
+            try:
+                pe = AdapterPe.from_dict(fields)
+            except ValueError as error:
+                _log.error("The record of the recovery of adapter %s makes no sense: %s", slot, error)
+                continue
+            self._lives.recall(pe if same_boot else _after_boot(pe))
+
+    def is_under_way(self, slot: str) -> bool:
+        """Whether the adapter is being recovered, or given up."""
+        return self._lives.get(slot).state is not AdapterState.ONLINE
+
+    async def start(self) -> None:
+        """Go on with what a former daemon has begun, and look at every adapter once."""
+        self._inventory.listen(self._take_change)
+        slots = [pe.slot for pe in self._lives.all()]
+        self._lives.resume(slots)
+        for slot in self._inventory.adapters:
+            if slot not in slots:
+                self._note_well(slot)
+            self._watch.check(slot)
+
+    def take(self, event: KernelEvent) -> None:
+        """An event of the host, in its order."""
+        began_nsec = time.monotonic_ns()
+        self._watch.take(event)
+        if self._frozen:
+            count, self._frozen = self._frozen, 0
+            usec = (time.monotonic_ns() - began_nsec) // 1000
+            text = f"Froze {count} VFs within {usec} us of the event."
+            announce(_log, Message.RECOVERY, text, freeze_usec=usec, vfs=count)
+
+    def check(self, slot: str) -> None:
+        """Look at the adapter: something may have happened to it of which nothing told."""
+        self._watch.check(slot)
+
+    def _note_well(self, slot: str) -> None:
+        self._forensics.note_well(slot)
+        self._watch.note_well(slot)
+
+    async def close(self) -> None:
+        """Do nothing more, as if the daemon were killed: the next one goes on."""
+        self._watch.close()
+        await self._lives.close()
+
+    # What changes.
+
+    def _take_change(self, change: Change) -> None:
+        match change:
+            case AdapterChange(before=adapter, after=None) if adapter is not None:
+                self._note_gone(adapter.slot)
+            case AdapterChange(before=None, after=adapter) if adapter is not None:
+                self._note_back(adapter.slot)
+            case FunctionChange(before=Function() as vf, after=None) if vf.virtual is not None:
+                self._note_vf_gone(vf)
+
+    def _note_gone(self, slot: str) -> None:
+        if self._views.of(slot).busy:  # a rung has taken it away
+            return
+        if not self._lives.get(slot).is_idle:
+            self._lives.fire(slot, AdapterEvent.GONE, "the card was removed")
+        self._views.forget(slot)
+
+    def _note_back(self, slot: str) -> None:
+        self._lives.fire(slot, AdapterEvent.BACK)
+        if self._lives.get(slot).is_idle:
+            self._note_well(slot)
+
+    def _note_vf_gone(self, vf: Function) -> None:
+        """One that goes while its adapter is in service is not coming back for its owner."""
+        if vf.virtual is None:
+            return
+        slot, place = vf.adapter, (vf.virtual.parent, vf.virtual.index)
+        pe = self._lives.get(slot)
+        if pe.state is AdapterState.ONLINE and pe.vf(place).state is not VfState.ONLINE:
+            self._lives.fire_vfs(slot, [place], VfEvent.GONE)
+
+    def _note_change(self, before: AdapterPe, after: AdapterPe, vfs: Sequence[VfPe]) -> None:
+        left = [
+            vf.place
+            for vf in vfs
+            if before.vf(vf.place).state is VfState.ONLINE and vf.state is not VfState.ONLINE
+        ]
+        self._undertakings.note_left(left)
+        self._frozen += len(left)
+        if after.state is AdapterState.FROZEN and before.state is not after.state:
+            self._undertakings.begin(after.slot, "sriovd")
+        for vf in vfs:
+            self._show_vf(after, vf)
+        if before.state is not after.state or before.reason != after.reason or before == after:
+            self.show_adapter(after.slot)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # The desk.
+
+    def show_adapter(self, slot: str) -> None:
+        """Tell how the adapter stands."""
+        self.on_adapter(slot, self.adapter_standing(slot))
+
+    def _show_vf(self, pe: AdapterPe, vf: VfPe) -> None:
+        address = self._inventory.vfs_of(vf.pf).get(vf.index)
+        if address is None:
+            shot = pe.shot(vf.pf)
+            picture = shot.vf(vf.index) if shot else None
+            address = picture.address if picture else None
+        if address is not None:
+            self.on_vf(address, self._standing_of(pe, vf, address))
+
+    def adapter_standing(self, slot: str) -> PeStanding:
+        """How the adapter stands."""
+        pe, view = self._lives.get(slot), self._views.of(slot)
+        rung = pe.climbing or (pe.tried[-1] if pe.tried else None)
+        return PeStanding(
+            state=str(pe.state),
+            cause="" if pe.state is AdapterState.ONLINE else "adapter",
+            reason=pe.reason,
+            since_usec=pe.since_usec,
+            freezes=pe.budget.counted(time.time_ns() // 1000),
+            waits_for=view.waits_for,
+            rung=str(rung or ""),
+            audit=self.audit_of(slot),
+            corrected=self._storms.total(slot),
+        )
+
+    def vf_standing(self, address: PciAddress) -> PeStanding:
+        """How the VF at that address stands."""
+        place = self.gate.place_of(address)
+        if place is None:
+            return PeStanding(str(VfState.ONLINE))
+        pe = self._lives.get(str(place[0].slot))
+        return self._standing_of(pe, pe.vf(place), address)
+
+    def _standing_of(self, pe: AdapterPe, vf: VfPe, address: PciAddress) -> PeStanding:
+        waits = f"its adapter {pe.slot}, which is {pe.state}"
+        return PeStanding(
+            state=vf.state.word,
+            cause="" if vf.state is VfState.ONLINE else ("own" if vf.own else "propagated"),
+            reason=vf.reason,
+            since_usec=vf.since_usec,
+            freezes=vf.budget.counted(time.time_ns() // 1000),
+            waits_for=waits if vf.state in (VfState.FROZEN_PROPAGATED, VfState.LOCKED_OUT) else "",
+            audit=self.audit_of_vf(address),
+        )
+
+    async def unfreeze(self, vf: PciAddress) -> str:
+        """The owner takes his VF back to life: its state afterwards."""
+        place = self._require_place(vf)
+        slot = str(place[0].slot)
+        self._lives.fire_vfs(slot, [place], VfEvent.UNFREEZE)
+        while (pe := self._lives.get(slot).vf(place)).state is VfState.RECOVERING:
+            await self._changed.wait()
+        if pe.state is VfState.FAILED:
+            raise Quarantined(f"The {pe} has failed: {pe.reason}", "An operator may call Lift.")
+        return pe.state.word
+
+    async def wait_permitted(self, vf: PciAddress, timeout_usec: int) -> str:
+        """Return when the VF is permitted or beyond: its state."""
+        place = self._require_place(vf)
+        slot = str(place[0].slot)
+        try:
+            async with asyncio.timeout(timeout_usec / 1e6):
+                while True:
+                    state = self._lives.get(slot).vf(place).state
+                    if state in (VfState.ONLINE, VfState.PERMITTED, VfState.RECOVERING):
+                        return state.word
+                    self._refuse_hopeless(slot, place)
+                    await self._changed.wait()
+        except TimeoutError:
+            raise TimedOut(
+                f"VF {vf} is {self._lives.get(slot).vf(place).state.word} still.", "Wait again."
+            ) from None
+
+    def _refuse_hopeless(self, slot: str, place: Place) -> None:
+        """What only an operator can change is not worth waiting for."""
+        pe = self._lives.get(slot)
+        vf = pe.vf(place)
+        if vf.state is VfState.REMOVED or pe.state is AdapterState.REMOVED:
+            raise NoSuchFunction(f"There is no {vf} any more.")
+        if vf.state is VfState.FAILED:
+            raise Quarantined(f"The {vf} has failed: {vf.reason}", "An operator may call Lift.")
+        if pe.state is AdapterState.QUARANTINED:
+            raise Quarantined(f"{pe} is quarantined: {pe.reason}", "An operator may call Lift.")
+
+    def recover(self, target: str | PciAddress, requester: str) -> Job:
+        """Begin a recovery as if an error had come."""
+        place = self.gate.place_of(target) if isinstance(target, PciAddress) else None
+        slot = self._require_slot(target)
+        reason = f"{requester} asked for it"
+        self._views.of(slot).since_usec = now_usec()
+        if place is None:
+            self._lives.fire(slot, AdapterEvent.ASKED, reason)
+            return self._undertakings.begin(slot, requester)
+        self.gate.refuse_place(place)
+        self._lives.fire_vfs(slot, [place], VfEvent.OWN_ERROR, reason)
+        vf = self._inventory.get(self._inventory.vfs_of(place[0])[place[1]])
+        return self._undertakings.begin_vf(vf, requester, lambda: self._wait_vf(slot, place))
+
+    async def _wait_vf(self, slot: str, place: Place) -> VfPe:
+        """Until nothing more happens to the VF by itself."""
+        moving = (VfState.FROZEN_OWN, VfState.RECOVERING)
+        while (vf := self._lives.get(slot).vf(place)).state in moving:
+            await self._changed.wait()
+        return vf
+
+    def lift(self, target: str | PciAddress) -> str:
+        """End the quarantine of an adapter or VF: its state now."""
+        place = self.gate.place_of(target) if isinstance(target, PciAddress) else None
+        slot = self._require_slot(target)
+        if place is None:
+            self._lives.fire(slot, AdapterEvent.LIFT, "an operator lifted the quarantine")
+            return str(self._lives.get(slot).state)
+        if self._lives.get(slot).state is not AdapterState.ONLINE:
+            raise LockedOut(f"Adapter {slot} is not online; its VFs cannot be lifted.", "Lift the adapter.")
+        self._lives.fire_vfs(slot, [place], VfEvent.LIFT, "an operator lifted the quarantine")
+        return self._lives.get(slot).vf(place).state.word
+
+    def list_bundles(self, slot: str) -> Sequence[BundleHead]:
+        """The bundles that are kept of that adapter."""
+        return self._forensics.heads_of(slot)
+
+    async def read_bundle(self, number: int, form: str) -> str:
+        """A bundle as "text" for people, or "json"."""
+        return await self._forensics.read(number, form)
+
+    # Wishes that come meanwhile.
+
+    async def keep_wish(self, address: PciAddress, wish: VfAttributes) -> bool:
+        """If the VF at that address cannot be configured now, remember `wish` for when it can, and wait for
+        that; whether it was so. Raises what ends its recovery."""
+        place = self.gate.place_of(address)
+        if place is None or not self.gate.is_held(place):
+            return False
+        slot = str(place[0].slot)
+        vf = self._lives.get(slot).vf(place)
+        self._lives.put_vfs(slot, [_with_wish(vf, wish)])
+        await self._lives.save(slot)
+        while self.gate.is_held(place) and self._lives.get(slot).vf(place).state is not VfState.PERMITTED:
+            self._refuse_hopeless(slot, place)
+            await self._changed.wait()
+        return True
+
+    async def wait_in_service(self, place: Place) -> None:
+        """Return when something may be done to the VF at `place`."""
+        while self.gate.is_held(place):
+            await self._changed.wait()
+
+    def _require_place(self, address: PciAddress) -> Place:
+        place = self.gate.place_of(address)
+        if place is None:
+            self._inventory.get(address)
+            raise InvalidArgument(f"{address} is a PF; its adapter recovers by itself.", "Name a VF.")
+        return place
+
+    def _require_slot(self, target: str | PciAddress) -> str:
+        """The slot of an adapter that is there. Raises NoSuchFunction, InvalidArgument."""
+        if isinstance(target, PciAddress):
+            place = self.gate.place_of(target)
+            slot = str((place[0] if place else target).slot)
+        else:
+            slot = str(PciSlot.parse(target))
+        if slot not in self._inventory.adapters and self._lives.get(slot).is_idle:
+            raise NoSuchFunction(f"There is no adapter in slot {slot}.", "See the adapters of busctl tree.")
+        return slot
+
+
+def _after_boot(pe: AdapterPe) -> AdapterPe:
+    """A boot has reset everything, and destroyed the VFs; what was given up stays so."""
+    if pe.state is AdapterState.QUARANTINED:
+        return AdapterPe(pe.slot, pe.state, pe.reason, pe.since_usec, pe.budget)
+    return AdapterPe(pe.slot, budget=pe.budget)
+
+
+def _with_wish(vf: VfPe, wish: VfAttributes) -> VfPe:
+    return replace(vf, wish=overlay(vf.wish, wish))

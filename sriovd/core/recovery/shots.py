@@ -1,0 +1,88 @@
+"""Taking the snapshot of an adapter: from the inventory, and with questions to its functions.
+
+Rule: what is in service is photographed; what is not keeps the picture of when it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from sriovd.backend.steps import ChainResult
+from sriovd.core.errors import SriovdError, Stuck
+from sriovd.core.inventory import Function
+from sriovd.core.recovery import fence
+from sriovd.core.recovery.record import Place
+from sriovd.core.recovery.site import Site
+from sriovd.core.recovery.snapshot import PfShot, VfShot, take_shot, with_attributes, with_bus_masters
+from sriovd.core.recovery.undertaking import Undertakings
+
+_log = logging.getLogger(__name__)
+
+
+class Photographer:
+    """Takes them."""
+
+    def __init__(self, site: Site, undertakings: Undertakings) -> None:
+        self._site = site
+        self._undertakings = undertakings
+
+    def shot_of(self, slot: str, place: Place) -> VfShot | None:
+        """The last picture of that VF."""
+        shot = self._site.lives.get(slot).shot(place[0])
+        return shot.vf(place[1]) if shot is not None else None
+
+    async def take(self, slot: str) -> None:
+        """What the inventory knows."""
+        inventory, pe = self._site.inventory, self._site.lives.get(slot)
+        adapter = inventory.adapters.get(slot)
+        shots = []
+        for address in adapter.physical_functions if adapter else ():
+            vfs = [inventory.functions[vf] for vf in inventory.vfs_of(address).values()]
+            ports = self._site.backend.read_error_path(address).ports
+            fresh = {
+                vf.virtual.index
+                for vf in vfs
+                if vf.virtual is not None and self._undertakings.was_in_service((address, vf.virtual.index))
+            }
+            port = ports[0] if ports else None
+            pf = inventory.functions[address]
+            shots.append(take_shot(pf, vfs, port, pe.shot(address), fresh.__contains__))
+        if shots:
+            self._site.lives.edit(slot, shots=tuple(shots))
+
+    async def complete(self, slot: str, vfs: Sequence[Function]) -> None:
+        """What has to be asked for, of `vfs` and of the PFs' drivers; one that does not answer tells
+        nothing. The caller has the lane. Raises Stuck."""
+        results: tuple[ChainResult, ...] = ()
+        if vfs:
+            results = tuple(await self._site.hands.executor.run(slot, fence.look_script(slot, vfs)))
+        shots = []
+        for shot in self._site.lives.get(slot).shots:
+            own = [
+                (vf, result)
+                for vf, result in zip(vfs, results, strict=False)
+                if vf.virtual is not None and vf.virtual.parent == shot.address
+            ]
+            masters = fence.read_masters([vf for vf, _ in own], [result for _, result in own])
+            shots.append(await self._with_link(with_bus_masters(shot, masters)))
+        self._site.lives.edit(slot, shots=tuple(shots))
+        self._undertakings.note_shot((shot.address, vf.index) for shot in shots for vf in shot.vfs)
+
+    async def _with_link(self, shot: PfShot) -> PfShot:
+        pf = self._site.inventory.functions.get(shot.address)
+        if pf is None or not pf.facts.net_interfaces:
+            return shot
+        try:
+            report = await self._site.hands.configurer.read(pf)
+        except Stuck:
+            raise
+        except SriovdError as error:
+            _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
+            return shot
+        told = {
+            index: values
+            for index, values in report.vfs.items()
+            if self._undertakings.was_in_service((shot.address, index))
+        }
+        return with_attributes(shot, told, bool(report.up))

@@ -1,0 +1,151 @@
+"""What the parts of recovery work with, and what they know of an adapter at the moment.
+
+Rule: nothing here outlives the daemon; what must is in record.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from sriovd.backend.base import Backend, ErrorRecord, Severity
+from sriovd.core.converge.apply import Hands
+from sriovd.core.inventory import Function, Inventory
+from sriovd.core.jobs import JobRegistry
+from sriovd.core.lease.keeper import LeaseKeeper
+from sriovd.core.recovery.detect import Sight
+from sriovd.core.recovery.lives import Lives
+from sriovd.core.recovery.record import Place
+from sriovd.core.recovery.wish import RecoveryWish
+from sriovd.core.store import Store
+from sriovd.core.workplace import Workplace
+from sriovd.pci import PciAddress
+
+ON_BEHALF: ContextVar[str] = ContextVar(
+    "on_behalf", default=""
+)  # the adapter that the current task recovers
+
+_BEGIN_SEC = 1.0  # the kernel's walk begins within milliseconds, if at all
+_VERDICT_SEC = 90.0  # a port's link may need 60 s (drivers/pci/pci.c PCIE_RESET_READY_POLL_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """`wish_of`: what policy says of an adapter's errors. `settled`: told that policy may act on the adapter
+    again."""
+
+    backend: Backend
+    store: Store
+    jobs: JobRegistry
+    workplace: Workplace
+    hands: Hands
+    leases: LeaseKeeper
+    lives: Lives
+    views: Views
+    wish_of: Callable[[str], RecoveryWish]
+    settled: Callable[[str], None]
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.hands.inventory
+
+
+@dataclass(slots=True)
+class View:
+    """`sight`: what the sources have said. `counted`: uncorrectable errors of its PFs that are dealt
+    with, by PF. `waits_for`: what the recovery waits for, in words. `records`: the last errors.
+    `since_usec`: CLOCK_MONOTONIC of the error. `busy`: a rung is taking the adapter away. `changed`: set
+    at every change."""
+
+    sight: Sight = field(default_factory=Sight)
+    counted: Mapping[PciAddress, int] = field(default_factory=dict)
+    waits_for: str = ""
+    records: tuple[ErrorRecord, ...] = ()
+    since_usec: int = 0
+    busy: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Views:
+    """The views of all adapters. `on_wait` is told of adapters that wait for something else."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, View] = {}
+        self.on_wait: Callable[[str], None] = lambda _: None
+
+    def of(self, slot: str) -> View:
+        """The view of that adapter."""
+        return self._views.setdefault(slot, View())
+
+    def see(self, slot: str, sight: Sight) -> None:
+        """The sources have said something."""
+        view = self.of(slot)
+        view.sight = sight
+        self.wake(slot)
+
+    def wake(self, slot: str) -> None:
+        """Whoever waits for something of the adapter looks again."""
+        view = self.of(slot)
+        view.changed.set()
+        view.changed = asyncio.Event()
+
+    def wait_for(self, slot: str, what: str) -> None:
+        """Say what the recovery waits for; empty: nothing."""
+        view = self.of(slot)
+        if view.waits_for != what:
+            view.waits_for = what
+            self.on_wait(slot)
+
+    async def until(self, slot: str, condition: Callable[[View], bool], timeout_sec: float) -> bool:
+        """Wait until the view fulfils `condition`; whether it did in time."""
+        try:
+            async with asyncio.timeout(timeout_sec):
+                while not condition(self.of(slot)):
+                    await self.of(slot).changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def await_verdict(self, slot: str) -> None:
+        """Until the kernel has ended its own recovery, if it has begun one: nothing is done beside it."""
+        if not self.of(slot).sight.opened_usec or not await self.until(slot, _has_begun, _BEGIN_SEC):
+            return
+        self.wait_for(slot, "the kernel's own recovery")
+        await self.until(slot, lambda view: view.sight.verdict is not None, _VERDICT_SEC)
+        self.wait_for(slot, "")
+
+    def forget(self, slot: str) -> None:
+        """The adapter is gone."""
+        self._views.pop(slot, None)
+
+
+def _has_begun(view: View) -> bool:
+    return view.sight.begun or view.sight.verdict is not None
+
+
+def functions_of(inventory: Inventory, slot: str) -> list[Function]:
+    """The PFs of an adapter and their VFs, the PFs first."""
+    adapter = inventory.adapters.get(slot)
+    pfs = [inventory.functions[pf] for pf in (adapter.physical_functions if adapter else ())]
+    vfs = [inventory.functions[vf] for pf in pfs for _, vf in sorted(inventory.vfs_of(pf.address).items())]
+    return [*pfs, *vfs]
+
+
+def vf_at(inventory: Inventory, place: Place) -> Function | None:
+    """The VF at `place`, if there is one."""
+    address = inventory.vfs_of(place[0]).get(place[1])
+    return None if address is None else inventory.functions.get(address)
+
+
+def count_uncorrected(backend: Backend, pfs: Sequence[PciAddress]) -> dict[PciAddress, int]:
+    """How many uncorrectable errors the kernel has counted of each PF."""
+    return {
+        pf: sum(
+            counts.get("total", 0)
+            for severity, counts in backend.read_error_counters(pf).items()
+            if severity is not Severity.CORRECTED
+        )
+        for pf in pfs
+    }
