@@ -18,11 +18,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, VirtualFacts
+from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, Severity, VirtualFacts
 from sriovd.pci import AddressError, PciAddress, vf_index
 
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 _VIRTFN = re.compile(r"virtfn[0-9]+", re.ASCII)
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
+_COUNTER_FILES = {
+    Severity.CORRECTED: "aer_dev_correctable",
+    Severity.NONFATAL: "aer_dev_nonfatal",
+    Severity.FATAL: "aer_dev_fatal",
+}
+_TOTAL = "TOTAL_ERR_"
 _MAX_ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 
 
@@ -88,6 +95,32 @@ class SysfsReader:
             return sorted(os.listdir(f"{self.root}/kernel/iommu_groups/{group}/devices"))
         except FileNotFoundError:
             return ()
+
+    def list_ports(self, address: PciAddress) -> Sequence[PciAddress]:
+        """The bridges above the function at `address`, the nearest first; none when it is gone."""
+        try:
+            target = os.readlink(self._directory(address))
+        except FileNotFoundError:
+            return ()
+        above = target.split("/")[:-1]
+        return [PciAddress.parse(name) for name in reversed(above) if _ADDRESS.fullmatch(name)]
+
+    def read_error_counters(self, address: PciAddress) -> dict[Severity, dict[str, int]]:
+        """What the kernel has counted of the function at `address` (drivers/pci/pcie/aer.c
+        aer_stats_dev_attr): `total`, and each error that has come, by its name. Empty when it is gone or has
+        no AER capability. Raises HostReadError."""
+        try:
+            with _Directory(self._directory(address)) as directory:
+                texts = {severity: directory.text(name) for severity, name in _COUNTER_FILES.items()}
+        except OSError as error:
+            if error.errno in _GONE:
+                return {}
+            raise _unreadable(error, self._directory(address)) from error
+        return {
+            severity: _parse_counters(f"{self._directory(address)}/{_COUNTER_FILES[severity]}", text)
+            for severity, text in texts.items()
+            if text is not None
+        }
 
     def read_function(self, address: PciAddress) -> FunctionFacts | None:
         """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
@@ -306,6 +339,17 @@ def _read_physical(directory: _Directory) -> PhysicalFacts | None:
         vf_device_id=directory.number("sriov_vf_device", 0xFFFF, base=16),
         drivers_autoprobe=directory.number("sriov_drivers_autoprobe", 1) == 1,
     )
+
+
+def _parse_counters(path: str, text: str) -> dict[str, int]:
+    """Lines of a name and a number, of which the last is the total. Those that are 0 are left out."""
+    found = {}
+    for line in text.splitlines():
+        name, _, count = line.rpartition(" ")
+        number = _to_number(path, count, 0, 2**64 - 1, 10)
+        if number:
+            found["total" if name.startswith(_TOTAL) else name] = number
+    return found
 
 
 def _unreadable(error: OSError, directory: str) -> HostReadError:

@@ -226,7 +226,7 @@ def _probe(host: Host, driver: DriverObject, dev: Device) -> Rule[None]:
         fail(errno.ENODEV)
     yield Wait(f"{kind.module or kind.name}_probe", kind.probe_usec)
     if kind.enables:
-        _enable(dev)
+        enable_function(dev)
     if dev.sriov and kind.sriov and kind.sriov.limit:
         dev.sriov.driver_max_vfs = min(kind.sriov.limit, dev.sriov.total_vfs)
     if kind.probe is Probe.VFIO:
@@ -262,7 +262,7 @@ def _remove(host: Host, driver: DriverObject, dev: Device) -> Rule[None]:
         dev.sriov.driver_max_vfs = dev.sriov.total_vfs
 
 
-def _enable(dev: Device) -> None:
+def enable_function(dev: Device) -> None:
     """pci_enable_device, pci_set_master, pci_alloc_irq_vectors, as far as registers show it."""
     dev.enabled = True
     if isinstance(dev.model, PhysicalFunctionModel | VirtualFunctionModel):
