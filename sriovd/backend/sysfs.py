@@ -18,13 +18,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, Severity, VirtualFacts
+from sriovd.backend.base import (
+    ErrorPath,
+    FunctionFacts,
+    HostReadError,
+    PhysicalFacts,
+    Severity,
+    VirtualFacts,
+)
 from sriovd.pci import AddressError, PciAddress, vf_index
 
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 _VIRTFN = re.compile(r"virtfn[0-9]+", re.ASCII)
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
-_COUNTER_FILES = {
+_COUNTERS = {
     Severity.CORRECTED: "aer_dev_correctable",
     Severity.NONFATAL: "aer_dev_nonfatal",
     Severity.FATAL: "aer_dev_fatal",
@@ -96,31 +102,43 @@ class SysfsReader:
         except FileNotFoundError:
             return ()
 
-    def list_ports(self, address: PciAddress) -> Sequence[PciAddress]:
-        """The bridges above the function at `address`, the nearest first; none when it is gone."""
-        try:
-            target = os.readlink(self._directory(address))
-        except FileNotFoundError:
-            return ()
-        above = target.split("/")[:-1]
-        return [PciAddress.parse(name) for name in reversed(above) if _ADDRESS.fullmatch(name)]
-
     def read_error_counters(self, address: PciAddress) -> dict[Severity, dict[str, int]]:
-        """What the kernel has counted of the function at `address` (drivers/pci/pcie/aer.c
-        aer_stats_dev_attr): `total`, and each error that has come, by its name. Empty when it is gone or has
-        no AER capability. Raises HostReadError."""
+        """What errors of that function have been counted, by severity and name; without those that never
+        came, but always with "total". Empty without AER, or when it is gone. Raises HostReadError."""
+        path = self._directory(address)
         try:
-            with _Directory(self._directory(address)) as directory:
-                texts = {severity: directory.text(name) for severity, name in _COUNTER_FILES.items()}
+            with _Directory(path) as directory:
+                texts = {severity: directory.text(name) for severity, name in _COUNTERS.items()}
         except OSError as error:
             if error.errno in _GONE:
                 return {}
-            raise _unreadable(error, self._directory(address)) from error
+            raise _unreadable(error, path) from error
         return {
-            severity: _parse_counters(f"{self._directory(address)}/{_COUNTER_FILES[severity]}", text)
+            severity: _parse_counters(f"{path}/{_COUNTERS[severity]}", text)
             for severity, text in texts.items()
             if text is not None
         }
+
+    def read_error_path(self, address: PciAddress, *, is_recorded: bool) -> ErrorPath:
+        """The ports above a function and who handles its errors; an empty ErrorPath when it is gone.
+        `is_recorded` is the host's own knowledge."""
+        directory = self._directory(address)
+        try:
+            parts = os.readlink(directory).split("/")[:-1]
+        except OSError:
+            return ErrorPath()
+        ports = tuple(port for port in map(_parse_port, reversed(parts)) if port is not None)
+        has_aer = _is_there(f"{directory}/{_COUNTERS[Severity.NONFATAL]}")
+        return ErrorPath(ports, has_aer, bool(ports) and self._is_served(ports[-1]), is_recorded)
+
+    def _is_served(self, root_port: PciAddress) -> bool:
+        """Whether the kernel's AER driver has the port's AER service (drivers/pci/pcie/portdrv.c), which it
+        does not get where firmware has kept AER to itself."""
+        try:
+            services = os.listdir(f"{self.root}/bus/pci_express/drivers/aer")
+        except OSError:
+            return False
+        return any(name.startswith(f"{root_port}:") for name in services)
 
     def read_function(self, address: PciAddress) -> FunctionFacts | None:
         """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
@@ -342,14 +360,21 @@ def _read_physical(directory: _Directory) -> PhysicalFacts | None:
 
 
 def _parse_counters(path: str, text: str) -> dict[str, int]:
-    """Lines of a name and a number, of which the last is the total. Those that are 0 are left out."""
-    found = {}
+    counted = {}
     for line in text.splitlines():
-        name, _, count = line.rpartition(" ")
-        number = _to_number(path, count, 0, 2**64 - 1, 10)
-        if number:
-            found["total" if name.startswith(_TOTAL) else name] = number
-    return found
+        name, _, number = line.rpartition(" ")
+        is_total = name.startswith(_TOTAL)
+        count = _to_number(path, number, 0, 2**64 - 1)
+        if count or is_total:
+            counted["total" if is_total else name] = count
+    return counted
+
+
+def _parse_port(name: str) -> PciAddress | None:
+    try:
+        return PciAddress.parse(name)
+    except AddressError:
+        return None
 
 
 def _unreadable(error: OSError, directory: str) -> HostReadError:

@@ -168,13 +168,9 @@ class SimulatedBackend:
         return self._reader.read_error_counters(address)
 
     def read_error_path(self, address: PciAddress) -> ErrorPath:
-        """The kernel handles the errors of all ports here."""
-        dev = self.host.devices.get(address)
-        if dev is None:
-            return ErrorPath()
-        ports = self._reader.list_ports(address)
-        recorded = Source.RECORDS not in self.host.errors.hidden
-        return ErrorPath(tuple(ports), dev.has_aer, is_native=bool(ports), is_recorded=recorded)
+        """How errors of that function come to light."""
+        is_recorded = Source.RECORDS not in self.host.errors.hidden
+        return self._reader.read_error_path(address, is_recorded=is_recorded)
 
     async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
         """What the simulated kernel has logged; only errors make it."""

@@ -24,7 +24,8 @@ def show_config(_host: Host, dev: Device) -> Rule[bytes]:
 
 
 def access_config(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[bytes]:
-    """What a helper does with a step. EINVAL: an argument that makes no sense. ENOENT: no such device."""
+    """What a helper does with a step. EINVAL: an argument that makes no sense. ENOENT: no such device.
+    EFBIG: an update beyond the end."""
     numbers = _parse_numbers(argument, 2 if verb == Verb.READ_CONFIG else 4)
     if dev is None:
         fail(errno.ENOENT)
@@ -32,23 +33,34 @@ def access_config(host: Host, dev: Device | None, verb: str, argument: str) -> R
         offset, length = numbers
         everything = yield from show_config(host, dev)
         return everything[offset : offset + length].hex().encode()
+    if numbers[1] not in _WIDTHS:
+        fail(errno.EINVAL)
     return (yield from _update(host, dev, *numbers))
 
 
 def _update(host: Host, dev: Device, offset: int, width: int, mask: int, value: int) -> Rule[bytes]:
     """pci_write_config of what pci_read_config has said, changed. All-ones: nothing answers, and nothing is
     written."""
-    yield from _wait_until_free(dev)
-    config = dev.model.config_bytes()
-    if width not in _WIDTHS or offset % width or offset + width > len(config):
-        fail(errno.EINVAL)
-    ones = (1 << 8 * width) - 1
-    before = int.from_bytes(config[offset : offset + width], "little")
-    after = (before & ~mask | value & mask) & ones
-    if before not in (ones, after) and not isinstance(dev.model, FixedFunction):
-        dev.model.write(offset, width, after)
+    everything = yield from show_config(host, dev)
+    config = everything[offset : offset + width]
+    if len(config) < width:
+        fail(errno.EFBIG)
+    all_ones = (1 << 8 * width) - 1
+    before = int.from_bytes(config, "little")
+    after = (before & ~mask | value & mask) & all_ones
+    if before not in (all_ones, after):
+        _write(dev, offset, after.to_bytes(width, "little"))
         host.refresh(dev, ("config",))
     return str(before).encode()
+
+
+def _write(dev: Device, offset: int, data: bytes) -> None:
+    """pci_write_config: one access if it is aligned, else byte by byte. A port's registers never change."""
+    if isinstance(dev.model, FixedFunction):
+        return
+    width = 1 if offset % len(data) else len(data)
+    for at in range(0, len(data), width):
+        dev.model.write(offset + at, width, int.from_bytes(data[at : at + width], "little"))
 
 
 def _wait_until_free(dev: Device) -> Rule[None]:

@@ -19,7 +19,7 @@ from sriovd.backend.simulated.attributes import (
     make_file,
     uevent_properties,
 )
-from sriovd.backend.simulated.device import BusRange, Device, Lock, Rule
+from sriovd.backend.simulated.device import BusRange, Device, Kind, Lock, Rule
 from sriovd.backend.simulated.drivers import Driver, DriverObject, SriovSupport
 from sriovd.backend.simulated.error_news import ErrorNews
 from sriovd.backend.simulated.faults import FaultBoard
@@ -31,9 +31,10 @@ from sriovd.backend.simulated.uevents import UEVENT_VERBS, UeventQueue
 from sriovd.pci import PciAddress, vf_address
 
 BUS = "bus/pci"
+AER_DRIVER = "bus/pci_express/drivers/aer"
 _DIRECTORIES = (
     f"{BUS}/devices", f"{BUS}/drivers", f"{BUS}/slots", "kernel/iommu_groups", "class/net", "class/vfio",
-    "class/iommu", "devices/virtual/iommu/dmar0", "devices/virtual/vfio", "module",
+    "class/iommu", "devices/virtual/iommu/dmar0", "devices/virtual/vfio", "module", AER_DRIVER,
 )  # fmt: skip
 _BUS_FILES = (
     File("drivers_autoprobe", 0o644, b"1\n"), File("drivers_probe", 0o200), File("rescan", 0o200),
@@ -189,12 +190,16 @@ class Host:
         self.emit(UeventAction.UNBIND, dev)
 
     def add_class_devices(self, dev: Device, driver: Driver, name: str = "") -> None:
-        """What a driver registers of its own: a network interface. `name`: of a recorded one."""
+        """What a driver registers of its own: a network interface; for a port the service that hears of
+        errors (drivers/pci/pcie/portdrv.c). `name`: of a recorded interface."""
+        if dev.kind is Kind.PORT:
+            self.tree.link(f"{AER_DRIVER}/{dev}:pcie002", f"{dev.directory}/{dev}:pcie002")
         if driver.has_netdev:
             add_netdev(self.tree, self.net_numbers, dev, name)
 
     def remove_class_devices(self, dev: Device) -> None:
         """Undo add_class_devices."""
+        self.tree.unlink(f"{AER_DRIVER}/{dev}:pcie002")
         remove_netdev(self.tree, self.net_numbers, dev)
 
     def add_vfio_device(self, dev: Device) -> None:

@@ -74,7 +74,7 @@ def config(sim: Sim, address: str) -> bytes:
 
 def counters(sim: Sim, address: str) -> dict[str, dict[str, int]]:
     found = sim.backend.read_error_counters(PciAddress.parse(address))
-    return {str(severity): dict(counts) for severity, counts in found.items() if counts}
+    return {str(severity): dict(counts) for severity, counts in found.items() if counts["total"]}
 
 
 def log(sim: Sim, *words: str) -> list[str]:
@@ -338,6 +338,8 @@ def test_the_way_of_errors(card: Sim) -> None:
     assert path == ErrorPath((PciAddress.parse(PORT),), has_aer=True, is_native=True, is_recorded=True)
     assert not card.backend.read_error_path(PciAddress.parse(NVME)).has_aer
     assert card.backend.read_error_path(PciAddress.parse("0000:07:00.0")) == ErrorPath()
+    card.must("drivers/pcieport/unbind", PORT)
+    assert not card.backend.read_error_path(PciAddress.parse(VF)).is_native
 
 
 def test_a_frozen_function_reads_ones_loses_writes_and_does_no_dma(card: Sim) -> None:
