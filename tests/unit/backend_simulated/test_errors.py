@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
-from sriovd.backend.base import ErrorPath, ErrorRecord, Fault, Severity, Uevent
+from sriovd.backend.base import ErrorPath, ErrorRecord, Fault, LinkChanged, Severity, Uevent
 from sriovd.backend.model import PhysicalFunctionModel, VirtualFunctionModel
 from sriovd.backend.simulated import error_news
 from sriovd.backend.simulated.drivers import Vote
@@ -16,8 +17,10 @@ from sriovd.backend.simulated.recovery_rules import merge_votes
 from sriovd.backend.simulated.reset_rules import GIVE_UP_USEC
 from sriovd.backend.steps import Access
 from sriovd.pci import PciAddress
+from tests.conformance.recorded import recording_path
+from tests.lab.recipe import DEFAULT_KERNEL
 
-from .support import IGB, IGB2, NVME, VF, VF1, Sim
+from .support import IGB, IGB2, NVME, VF, VF1, Sim, describe, run_async
 
 PORT = "0000:00:01.0"
 HEADER = (0x4000_0001, 0x0000_220F, 0x1000_0000, 0)
@@ -175,6 +178,48 @@ def test_a_dead_adapter_comes_back_by_remove_and_rescan(card: Sim) -> None:
     assert pf.may_dma and pf.sriov.enabled_vfs == 7 and pf.bar_windows()[0].address
     assert config(card, VF)[4:8] != b"\xff" * 4
     assert inject(card, IGB, Severity.NONFATAL)[-1].startswith("SUCCESSFUL_RECOVERY")
+
+
+def test_a_recorded_adapter_dies_and_comes_back_as_the_real_one_did(root: str) -> None:
+    sim = Sim(root, fixture=str(recording_path(DEFAULT_KERNEL)))
+    sim.backend.load_driver("vfio-pci")
+    port = "0000:00:03.0"
+    sim.enable(IGB, 7)
+    vfs = [str(dev.address) for dev in sim.backend.host.list_vfs(sim.device(IGB))]
+    for vf in vfs:
+        sim.bind(vf, "vfio-pci")
+    assert inject(sim, IGB, Severity.FATAL) == [
+        f"fatal {IGB}",
+        *said("BEGIN_RECOVERY", IGB, *vfs),
+        *said("FAILED_RECOVERY", IGB, *vfs),
+    ]
+    assert config(sim, IGB)[4:6] == b"\0\0" and config(sim, vfs[6]) == ALL_ONES
+    for path, value in ((f"{IGB}/sriov_numvfs", "0"), (f"{IGB}/remove", "1"), (f"{port}/rescan", "1")):
+        sim.must(path, value)
+    sim.enable(IGB, 7)
+    for vf in vfs:
+        sim.bind(vf, "vfio-pci")
+    assert pf_model(sim).may_dma and config(sim, vfs[6])[4:8] != b"\xff" * 4
+    assert inject(sim, IGB, Severity.NONFATAL)[-1] == f"SUCCESSFUL_RECOVERY {vfs[6]}"
+
+
+def test_on_a_host_that_takes_its_time_the_record_is_there_first(root: str) -> None:
+    sim = equip(Sim(root, time_scale=0.1))
+    told: list[str] = []
+
+    async def main() -> None:
+        await sim.backend.start()
+        sim.backend.inject_error(PciAddress.parse(IGB), Severity.FATAL, 0, ())
+        began = time.monotonic()
+        async for event in sim.backend.events():
+            if not isinstance(event, LinkChanged):
+                told.append(describe(event))
+            if len(told) == 7:
+                break
+        assert time.monotonic() - began >= 0.105
+
+    run_async(main)
+    assert told[:2] == [f"fatal {IGB}", f"BEGIN_RECOVERY {IGB}"] and told[6] == f"FAILED_RECOVERY {VF1}"
 
 
 def test_a_vf_of_a_dead_adapter_that_is_reset_keeps_the_kernel_for_a_minute(card: Sim) -> None:
