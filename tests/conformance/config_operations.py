@@ -49,8 +49,9 @@ CONFIG_SCENARIOS = (
     Scenario("config-update", "bits that can be changed, that cannot, and requests that make no sense", (
         make_vfs(IGB0, 1),
         each(update_config(VF, "0 2 255 0"), update_config(VF, "4 2 65535 0"),
-             update_config(VF, "52 1 255 0"), update_config(IGB0, "12 1 255 165"), update_config(IGB0, "12 1 240 0"),
-             update_config(IGB0, "11 2 65280 0"), read_config(IGB0, "12 1")),
+             update_config(VF, "52 1 255 0"), update_config(IGB0, "12 1 255 165"),
+             update_config(IGB0, "12 1 240 0"), update_config(IGB0, "11 2 65280 0"),
+             read_config(IGB0, "12 1")),
         each(*(update_config(IGB0, text) for text in (
             "", "4", "4 2 4", "4 3 4 4", "4 0 4 4", "4 8 4 4", "4095 2 4 4", "4096 1 4 4", "4 2 -4 4",
             "4 2 x 4", "4 2 4 4 4",
