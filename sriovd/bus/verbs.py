@@ -7,10 +7,10 @@ with its job, and with the job's error if it failed in time.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from sriovd.backend.base import Fault, Holder, SimulatorControl
+from sriovd.backend.base import Fault, Holder, Severity, SimulatorControl
 from sriovd.bus.actions import (
     ACTION_OF_OPERATION,
     BIND_DRIVER,
@@ -234,6 +234,8 @@ class SimulatorVerbs:
             "SetVFAttribute": lambda address, request: self._simulator.set_vf_attribute(
                 parse_address(address), request
             ),
+            "InjectError": self._inject_error,
+            "HideErrors": self._simulator.hide_errors,
             "LoseEvents": self._simulator.lose_events,
         }
         return {(SIMULATOR_INTERFACE, name): self._owners_only(verb) for name, verb in verbs.items()}
@@ -247,6 +249,13 @@ class SimulatorVerbs:
                 raise InvalidArgument(f"{error}.") from error
 
         return handle
+
+    def _inject_error(self, address: str, severity: str, status: int, tlp_header: Sequence[int]) -> None:
+        if severity not in {*Severity}:
+            raise InvalidArgument(
+                f"{severity[:32]!r} is no severity of an error.", f"There are {', '.join(Severity)}."
+            )
+        self._simulator.inject_error(parse_address(address), Severity(severity), status, tlp_header)
 
     def _inject_fault(self, verb: str, address: str, options: Options) -> None:
         given = parse_options(options, {"errno": "s", "delay-usec": "t", "hang": "b", "times": "u"})

@@ -95,9 +95,7 @@ class Engine:
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
         self.usage.lease_of = self.leases.describe_lease_of
         self.recovery = self._make_recovery(hands)
-        self.lifecycle = Lifecycle(
-            backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery
-        )
+        self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery)
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
         self._tasks: set[asyncio.Future[None]] = set()  # writes to the store
         self._menders: list[asyncio.Task[None]] = []

@@ -32,15 +32,25 @@ from tests.conformance.phrases import (
 from tests.conformance.steps import (
     read_link,
     reset,
+    switch_link,
     unbind,
 )
 
 LINK_SCENARIOS = (
     Scenario("link-read", "interfaces, with and without VFs, and functions that have none", (
+        LinkUp(IGB0),
         each(read_link(IGB0), read_link(IGB0, ""), read_link(NVME), read_link(NOWHERE), read_link(PORT)),
         make_vfs(IGB0, 7), each(read_link(IGB0), read_link(IGB0, ""), read_link(VF)),
         do(unbind(IGB1, "igb")), each(read_link(IGB1)), set_attributes(NVME, "0 trust on"),
         set_attributes(NOWHERE, "0 trust on"), each(read_link(IGB0, "all"), read_link(NOWHERE, "all")),
+    )),
+    Scenario("link-switch", "on and off, of functions that have an interface and that have none", (
+        LinkUp(IGB0),
+        *(each(switch_link(IGB0, way), read_link(IGB0, "")) for way in ("up", "down", "down", "up")),
+        make_vfs(IGB0, 1), Do((move(VF, "vfio-pci"),)),
+        each(*(switch_link(address, "down") for address in (NVME, NOWHERE, PORT, VF))),
+        each(switch_link(IGB0, "sideways"), switch_link(IGB0, ""), switch_link(NOWHERE, "sideways")),
+        Do((release(VF, "vfio-pci"),)),
     )),
     Scenario("vf-attributes", "set one by one on a PF that is switched off", (
         LinkDown(IGB0),

@@ -7,7 +7,7 @@ functions here do that and nothing else.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sriovd.backend.base import FunctionFacts, Holder, Uevent
@@ -33,6 +33,7 @@ NORMALISATIONS = {
     " title only; where it sleeps stays",
 }
 _KEPT_PROPERTIES = ("DRIVER", "ERROR_EVENT", "DEVICE_ONLINE")
+_LINE_BYTES = 32
 _LONG = 60
 
 Json = Any
@@ -96,7 +97,19 @@ def _show_step(result: StepResult) -> Json:
     shown = [" ".join(shorten(text) for text in str(result.step).split(" ")), outcome]
     if result.step.verb is Verb.READ_LINK:
         return [*shown, *result.value.split("\n")]
-    return shown if result.step.writes else [*shown, shorten(result.value)]
+    if result.step.verb is Verb.READ_CONFIG:
+        return [*shown, *_show_bytes(result)]
+    return [*shown, shorten(result.value)] if result.value or not result.step.writes else shown
+
+
+def _show_bytes(result: StepResult) -> Iterator[str]:
+    """How many there are, and those lines of 32 that are not all 0."""
+    found = bytes.fromhex(result.value)
+    yield f"{len(found)} bytes"
+    for offset in range(0, len(found), _LINE_BYTES):
+        line = found[offset : offset + _LINE_BYTES]
+        if any(line):
+            yield f"+{offset:03x} {line.hex()}"
 
 
 def show_event(event: Uevent) -> str | None:

@@ -31,6 +31,7 @@ from tests.conformance.actions import (
     each,
     malformed,
 )
+from tests.conformance.config_operations import CONFIG_SCENARIOS
 from tests.conformance.link_operations import LINK_SCENARIOS
 from tests.conformance.phrases import (
     IGB0,
@@ -288,6 +289,7 @@ SCENARIOS = (
         state(NVME_VF), state(NVME_VFS[1]), state(NVME_VFS[2]),
     )),
     *LINK_SCENARIOS,
+    *CONFIG_SCENARIOS,
     Scenario("never-tried", "what is no file of the PCI bus, and empty writes", (
         each(set_num_vfs(malformed("../../x"), "1"), set_num_vfs(malformed("."), "1"),
              set_num_vfs(malformed(""), "1"), set_num_vfs(IGB0, ""),

@@ -70,3 +70,7 @@ def read_link(address: PciAddress, argument: str = "vfs") -> Step:
 
 def set_attribute(pf: PciAddress, request: str) -> Step:
     return Step(Verb.SET_VF_ATTRIBUTE, pf, request)
+
+
+def switch_link(address: PciAddress, way: str) -> Step:
+    return Step(Verb.SWITCH_LINK, address, way)

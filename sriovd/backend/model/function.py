@@ -80,8 +80,14 @@ class FunctionModel(ABC):
         return self.present and not self.frozen
 
     @property
+    def may_dma(self) -> bool:
+        """Whether a memory request of the function, an interrupt message included, gets anywhere: it is
+        reachable, in D0 and Bus Master Enable is set (7.5.1.1.3). Whatever of the model does DMA asks it."""
+        return self.reachable and self.bus_master and self.power_state is PowerState.D0
+
+    @property
     def bus_master(self) -> bool:
-        """Bus Master Enable: the function may do DMA."""
+        """Bus Master Enable, whether or not anything gets out."""
         return bool(self.config.peek(Header.COMMAND, 2) & Command.BUS_MASTER)
 
     @property

@@ -9,22 +9,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sriovd.backend.base import Severity
 from sriovd.backend.simulated.device import BusRange, Device, Kind, SriovState
 from sriovd.backend.simulated.tree import File
+from sriovd.pci_aer import CORRECTABLE_NAMES, UNCORRECTABLE_NAMES
 
-_CORRECTABLE = ("RxErr", "BadTLP", "BadDLLP", "Rollover", "Timeout", "NonFatalErr", "CorrIntErr", "HeaderOF")
-_UNCORRECTABLE = (
-    "Undefined", "DLP", "SDES", "TLP", "FCP", "CmpltTO", "CmpltAbrt", "UnxCmplt", "RxOF", "MalfTLP",
-    "ECRC", "UnsupReq", "ACSViol", "UncorrIntErr", "BlockedTLP", "AtomicOpBlocked", "TLPBlockedErr",
-    "PoisonTLPBlocked", "DMWrReqBlocked", "IDECheck", "MisIDETLP", "PCRC_CHECK", "TLPXlatBlocked",
-)  # fmt: skip
+# drivers/pci/pcie/aer.c: which file has which names, and what its last line is called
+_COUNTERS = {
+    Severity.CORRECTED: ("aer_dev_correctable", CORRECTABLE_NAMES, "TOTAL_ERR_COR"),
+    Severity.NONFATAL: ("aer_dev_nonfatal", UNCORRECTABLE_NAMES, "TOTAL_ERR_NONFATAL"),
+    Severity.FATAL: ("aer_dev_fatal", UNCORRECTABLE_NAMES, "TOTAL_ERR_FATAL"),
+}
+COUNTER_FILES = {severity: row[0] for severity, row in _COUNTERS.items()}
 _LINK_SPEEDS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0"}  # include/linux/pci.h pci_speed_string
 PREFETCHABLE = 0x2000
 IO = 0x100
 
 
-def _counters(names: tuple[str, ...], total: str) -> bytes:
-    return "".join(f"{name} 0\n" for name in (*names, total)).encode()
+def _show_counters(dev: Device, severity: Severity) -> bytes:
+    """aer_dev_correctable_show and its siblings. A recording has its own kernel's names, and counts to begin
+    with."""
+    name, names, total = _COUNTERS[severity]
+    begin = dev.recorded.get(name, b"").decode("ascii", "replace").splitlines()
+    rows = begin or [f"{each} 0" for each in (*names.values(), total)]
+    shown = []
+    for row in rows:
+        word, _, count = row.rpartition(" ")
+        key = "total" if word == total else word
+        shown.append(f"{word} {int(count) + dev.error_counts[severity, key]}\n")
+    return "".join(shown).encode()
 
 
 def _line(text: object) -> bytes:
@@ -138,12 +151,10 @@ ATTRIBUTES: dict[str, Attribute] = {
     row.name: row
     for row in (
         Attribute(
-            "aer_dev_correctable", 0o444, lambda _: _counters(_CORRECTABLE, "TOTAL_ERR_COR"), _has_aer
+            "aer_dev_correctable", 0o444, lambda dev: _show_counters(dev, Severity.CORRECTED), _has_aer
         ),
-        Attribute("aer_dev_fatal", 0o444, lambda _: _counters(_UNCORRECTABLE, "TOTAL_ERR_FATAL"), _has_aer),
-        Attribute(
-            "aer_dev_nonfatal", 0o444, lambda _: _counters(_UNCORRECTABLE, "TOTAL_ERR_NONFATAL"), _has_aer
-        ),
+        Attribute("aer_dev_fatal", 0o444, lambda dev: _show_counters(dev, Severity.FATAL), _has_aer),
+        Attribute("aer_dev_nonfatal", 0o444, lambda dev: _show_counters(dev, Severity.NONFATAL), _has_aer),
         Attribute("ari_enabled", 0o444, lambda _: b"1\n"),
         Attribute("broken_parity_status", 0o644, lambda _: b"0\n"),
         Attribute("class", 0o444, lambda dev: _line(f"0x{dev.ids.class_code:06x}")),
@@ -200,9 +211,9 @@ ATTRIBUTES: dict[str, Attribute] = {
 
 # what a rule may change after the device has been made; everything else a recording may have said
 LIVE = frozenset({
-    "config", "consistent_dma_mask_bits", "dma_mask_bits", "driver_override", "enable", "power_state",
-    "reset_method", "sriov_drivers_autoprobe", "sriov_numvfs", "sriov_offset", "sriov_stride",
-    "sriov_totalvfs", "uevent",
+    "aer_dev_correctable", "aer_dev_fatal", "aer_dev_nonfatal", "config", "consistent_dma_mask_bits",
+    "dma_mask_bits", "driver_override", "enable", "power_state", "reset_method", "sriov_drivers_autoprobe",
+    "sriov_numvfs", "sriov_offset", "sriov_stride", "sriov_totalvfs", "uevent",
 })  # fmt: skip
 BINDING = (
     "config", "consistent_dma_mask_bits", "dma_mask_bits", "enable", "power_state", "sriov_totalvfs",

@@ -13,21 +13,26 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 
 from sriovd.backend.base import (
     DriverState,
+    ErrorPath,
     Fault,
     FunctionFacts,
     Holder,
     KernelEvent,
     Leftover,
+    Severity,
 )
 from sriovd.backend.model import PROFILES
-from sriovd.backend.simulated.device import Device, Rule
+from sriovd.backend.simulated.device import Device, FixedFunction, Rule
 from sriovd.backend.simulated.driver_rules import load_driver
 from sriovd.backend.simulated.drivers import DRIVERS, Driver, Probe
+from sriovd.backend.simulated.error_news import Source
+from sriovd.backend.simulated.error_rules import handle_error, meet_error
 from sriovd.backend.simulated.fixture import Recording, read_fixture
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.hotplug_rules import add_host_bridge, scan, surprise_remove
 from sriovd.backend.simulated.kernel import Call, SimulatedKernel
 from sriovd.backend.simulated.link_rules import set_attribute, switch_off, switch_on
+from sriovd.backend.simulated.machine import Machine
 from sriovd.backend.simulated.restore import restore
 from sriovd.backend.simulated.runner import SimulatedRun, drive
 from sriovd.backend.simulated.sriov_rules import disable_sriov
@@ -52,7 +57,8 @@ class SimulatedBackend:
     `root`: an empty or absent directory, which becomes its /sys. `fixture`: a recorded tree to start from,
     as fixture.py reads it; else `machine`: adapters as (profile, address). `time_scale`: seconds that a
     second of the kernel takes; 0 for no time. `drivers`: in the order of their registration; `not_loaded`:
-    which of them are modules not loaded. Raises FileExistsError, ValueError.
+    which of them are modules not loaded; `links_return`: whether links come back after the kernel has reset
+    them, without which no fatal error is recovered from. Raises FileExistsError, ValueError.
     """
 
     def __init__(
@@ -64,8 +70,9 @@ class SimulatedBackend:
         time_scale: float = 0.0,
         drivers: Sequence[Driver] = DRIVERS,
         not_loaded: Collection[str] = NOT_LOADED,
+        links_return: bool = False,
     ) -> None:
-        self.host = Host(Tree(root), disable_sriov)
+        self.host = Host(Tree(root), disable_sriov, Machine(links_return))
         self.host.spawn = self._spawn
         self.kernel = SimulatedKernel(self.host)
         self.time_scale = time_scale
@@ -156,6 +163,19 @@ class SimulatedBackend:
         """The names of the devices in that IOMMU group."""
         return self._reader.list_group(group)
 
+    def read_error_counters(self, address: PciAddress) -> Mapping[Severity, Mapping[str, int]]:
+        """What the kernel has counted, unless that is hidden. Raises HostReadError."""
+        return self._reader.read_error_counters(address)
+
+    def read_error_path(self, address: PciAddress) -> ErrorPath:
+        """How errors of that function come to light."""
+        is_recorded = Source.RECORDS not in self.host.errors.hidden
+        return self._reader.read_error_path(address, is_recorded=is_recorded)
+
+    async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
+        """What the simulated kernel has logged; only errors make it."""
+        return self.host.errors.read_log(since_usec, words)
+
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> SimulatedRun:
         """Execute `script`. `finished` has the chains that were tried."""
         run = SimulatedRun(self.kernel, adapter, script, on_result, self.time_scale)
@@ -217,6 +237,26 @@ class SimulatedBackend:
         if dev is None or not dev.net_interface:
             raise ValueError(f"{address} has no network interface")
         (switch_on if on else switch_off)(self.host, dev)
+
+    def inject_error(
+        self, address: PciAddress, severity: Severity, status: int, tlp_header: Sequence[int]
+    ) -> None:
+        """Let the PF or VF at `address` meet an error. Raises ValueError."""
+        dev = meet_error(self.host, address, severity, status, tlp_header)
+        self._spawn(handle_error(self.host, dev, severity))
+
+    def hide_errors(self, sources: Sequence[str]) -> None:
+        """Lose what tells of errors, until told otherwise. Raises ValueError."""
+        self.host.errors.hide(sources)
+
+    def freeze_function(self, address: PciAddress, *, frozen: bool) -> None:
+        """Cut the function off from the bus as the hardware of a frozen partitionable endpoint does, or let
+        it back; the kernel knows nothing of it. Raises ValueError."""
+        dev = self.host.devices.get(address)
+        if dev is None or isinstance(dev.model, FixedFunction):
+            raise ValueError(f"no PF or VF is at {address}")
+        dev.model.frozen = frozen
+        self.host.refresh(dev, ("config",))
 
     def lose_events(self, count: int) -> None:
         """Drop the next `count` events; EventsLost follows."""

@@ -6,12 +6,13 @@ sleep, so that the same rule runs at once in a test and for minutes on a host wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from sriovd.backend.base import Holder
+from sriovd.backend.base import Holder, Severity
 from sriovd.backend.model import PhysicalFunctionModel, VirtualFunctionModel
 from sriovd.backend.simulated.drivers import DriverObject
 from sriovd.backend.simulated.tree import File
@@ -189,6 +190,8 @@ class Device:
     matchable: bool = False  # pci_dev.match_driver: drivers may have it
     holders: list[Holder] = field(default_factory=list)
     lock: Lock = field(default_factory=lambda: Lock("device_lock"))
+    config_lock: Lock = field(default_factory=lambda: Lock("pci_wait_cfg"))  # held by whoever resets it
+    error_counts: Counter[tuple[Severity, str]] = field(default_factory=Counter)  # by the kernel's names
 
     @property
     def driver_name(self) -> str:
@@ -199,6 +202,11 @@ class Device:
     def name(self) -> str:
         """Its name in sysfs."""
         return str(self.address)
+
+    @property
+    def log_name(self) -> str:
+        """Its name in the kernel's log: drivers/base/core.c dev_driver_string, dev_name."""
+        return f"{self.driver_name or 'pci'} {self.name}"
 
     def __str__(self) -> str:
         return self.name

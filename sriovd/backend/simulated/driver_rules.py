@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 
 from sriovd.backend.model import PhysicalFunctionModel, VirtualFunctionModel
-from sriovd.backend.model.registers import Command, Header, Msix, MsixControl
 from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.device import Device, Kind, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC, DriverObject, PciId, Probe
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.parse import PAGE_BYTES, cut_text, fail, parse_bool, same_text
 from sriovd.pci import AddressError, PciAddress
+from sriovd.pci_registers import Command, Header, Msix, MsixControl
 
 _NOT_READY_USEC = 15 * MSEC  # how long nvme waits for a VF without resources: CSTS.CFS is set at once
 
@@ -226,7 +226,7 @@ def _probe(host: Host, driver: DriverObject, dev: Device) -> Rule[None]:
         fail(errno.ENODEV)
     yield Wait(f"{kind.module or kind.name}_probe", kind.probe_usec)
     if kind.enables:
-        _enable(dev)
+        enable_function(dev)
     if dev.sriov and kind.sriov and kind.sriov.limit:
         dev.sriov.driver_max_vfs = min(kind.sriov.limit, dev.sriov.total_vfs)
     if kind.probe is Probe.VFIO:
@@ -262,7 +262,7 @@ def _remove(host: Host, driver: DriverObject, dev: Device) -> Rule[None]:
         dev.sriov.driver_max_vfs = dev.sriov.total_vfs
 
 
-def _enable(dev: Device) -> None:
+def enable_function(dev: Device) -> None:
     """pci_enable_device, pci_set_master, pci_alloc_irq_vectors, as far as registers show it."""
     dev.enabled = True
     if isinstance(dev.model, PhysicalFunctionModel | VirtualFunctionModel):

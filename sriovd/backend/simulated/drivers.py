@@ -56,6 +56,29 @@ class SriovSupport:
     disable_usec: int = 0
 
 
+class Vote(StrEnum):
+    """What a driver says to an error, and what is merged from all of them: include/linux/pci.h
+    pci_ers_result."""
+
+    CAN_RECOVER = "can-recover"
+    NEED_RESET = "need-reset"
+    NO_AER_DRIVER = "no-aer-driver"  # somebody has no error handlers
+    RECOVERED = "recovered"
+    DISCONNECT = "disconnect"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSupport:
+    """A driver's pci_error_handlers. `normal`, `frozen`: what its error_detected answers to a non-fatal and
+    to a fatal error; `restores`: its slot_reset puts the function's registers back; `resume_usec`: how long
+    its callbacks after that take."""
+
+    normal: Vote = Vote.CAN_RECOVER
+    frozen: Vote = Vote.NEED_RESET
+    restores: bool = True
+    resume_usec: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class LinkSupport:
     """What a driver's network interface can. `attributes`: of VFs, which it sets (its ndo_set_vf functions);
@@ -81,7 +104,8 @@ class LinkSupport:
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A PCI driver. `module`: the kernel module that has it, empty if built in. `manages_dma`: it may share
-    an IOMMU group with a user (driver_managed_dma). `enables`: it enables the function and its DMA."""
+    an IOMMU group with a user (driver_managed_dma). `enables`: it enables the function and its DMA.
+    `errors`: None for a driver that has no error handlers and so defeats the recovery of its neighbours."""
 
     name: str
     ids: tuple[PciId, ...] = ()
@@ -90,7 +114,7 @@ class Driver:
     sriov: SriovSupport | None = None
     has_netdev: bool = False
     link: LinkSupport = LinkSupport()
-    has_error_handlers: bool = False
+    errors: ErrorSupport | None = None
     manages_dma: bool = False
     enables: bool = True
     probe_usec: int = 20 * MSEC
@@ -116,7 +140,7 @@ BRIDGE_CLASS = 0x060400
 # The order is that of registration, in which drivers_probe tries them. The times are those of a stock 6.12
 # kernel under emulation.
 DRIVERS = (
-    Driver("pcieport", (PciId(class_code=BRIDGE_CLASS),), manages_dma=True, has_error_handlers=True),
+    Driver("pcieport", (PciId(class_code=BRIDGE_CLASS),), manages_dma=True, errors=ErrorSupport()),
     Driver(
         "igb",
         (PciId(0x8086, 0x10C9),),
@@ -143,7 +167,7 @@ DRIVERS = (
             refuses_idle_spoof_check=True,
             is_reset_by_sriov=True,
         ),
-        has_error_handlers=True,
+        errors=ErrorSupport(),
         probe_usec=400 * MSEC,
         remove_usec=120 * MSEC,
     ),
@@ -152,7 +176,7 @@ DRIVERS = (
         (PciId(0x8086, 0x10CA),),
         module="igbvf",
         has_netdev=True,
-        has_error_handlers=True,
+        errors=ErrorSupport(normal=Vote.NEED_RESET, resume_usec=930 * MSEC),  # waits for the PF
         probe_usec=30 * MSEC,
         remove_usec=30 * MSEC,
     ),
@@ -162,19 +186,19 @@ DRIVERS = (
         module="nvme",
         probe=Probe.RESOURCES,
         sriov=SriovSupport(),
-        has_error_handlers=True,
+        errors=ErrorSupport(),
         probe_usec=70 * MSEC,
         remove_usec=60 * MSEC,
     ),
-    Driver("dlb", (PciId(0x1234, 0x0D1B),), module="dlb", sriov=SriovSupport(), has_error_handlers=True),
-    Driver("dlbvf", (PciId(0x1234, 0x0D1C),), module="dlbvf", has_error_handlers=True),
+    Driver("dlb", (PciId(0x1234, 0x0D1B),), module="dlb", sriov=SriovSupport(), errors=ErrorSupport()),
+    Driver("dlbvf", (PciId(0x1234, 0x0D1C),), module="dlbvf", errors=ErrorSupport()),
     Driver(
         "vfio-pci",
         (PciId(override_only=True),),
         module="vfio_pci",
         probe=Probe.VFIO,
         sriov=SriovSupport(disables_on_remove=True, parameter="enable_sriov"),
-        has_error_handlers=True,
+        errors=ErrorSupport(frozen=Vote.CAN_RECOVER, restores=False),  # tells the user, no more
         manages_dma=True,
         enables=False,
         probe_usec=25 * MSEC,

@@ -53,6 +53,3 @@ class FaultBoard:
                 armed.met += 1
                 return armed.fault
         return None
-
-
-EVENT_VERBS = frozenset(str(verb) for verb in EventFault)

@@ -19,20 +19,22 @@ from sriovd.backend.simulated.attributes import (
     make_file,
     uevent_properties,
 )
-from sriovd.backend.simulated.device import BusRange, Device, Lock, Rule
+from sriovd.backend.simulated.device import BusRange, Device, Kind, Lock, Rule
 from sriovd.backend.simulated.drivers import Driver, DriverObject, SriovSupport
-from sriovd.backend.simulated.faults import EVENT_VERBS, FaultBoard
+from sriovd.backend.simulated.error_news import ErrorNews
+from sriovd.backend.simulated.faults import FaultBoard
 from sriovd.backend.simulated.iommu import IommuGroups, NumberPool
 from sriovd.backend.simulated.machine import Machine
 from sriovd.backend.simulated.netdev import add_netdev, remove_netdev
 from sriovd.backend.simulated.tree import File, Tree
-from sriovd.backend.simulated.uevents import UeventQueue
+from sriovd.backend.simulated.uevents import UEVENT_VERBS, UeventQueue
 from sriovd.pci import PciAddress, vf_address
 
 BUS = "bus/pci"
+AER_DRIVER = "bus/pci_express/drivers/aer"
 _DIRECTORIES = (
     f"{BUS}/devices", f"{BUS}/drivers", f"{BUS}/slots", "kernel/iommu_groups", "class/net", "class/vfio",
-    "class/iommu", "devices/virtual/iommu/dmar0", "devices/virtual/vfio", "module",
+    "class/iommu", "devices/virtual/iommu/dmar0", "devices/virtual/vfio", "module", AER_DRIVER,
 )  # fmt: skip
 _BUS_FILES = (
     File("drivers_autoprobe", 0o644, b"1\n"), File("drivers_probe", 0o200), File("rescan", 0o200),
@@ -52,7 +54,7 @@ DisableSriov = Callable[["Host", Device, SriovSupport], Rule[None]]
 class Host:
     """Everything that the simulated kernel knows."""
 
-    def __init__(self, tree: Tree, disable_sriov: DisableSriov) -> None:
+    def __init__(self, tree: Tree, disable_sriov: DisableSriov, machine: Machine) -> None:
         """A host without devices and drivers, on an empty tree. `disable_sriov` is what a PF driver's remove
         function calls: handed in, because VFs need drivers and drivers VFs."""
         self.tree = tree
@@ -62,10 +64,11 @@ class Host:
         self.drivers: dict[str, DriverObject] = {}
         self.known_modules: dict[str, Driver] = {}
         self.parameters: dict[str, bool] = {}  # "module/name" -> value
-        self.machine = Machine()
+        self.machine = machine
         self.groups = IommuGroups()
         self.faults = FaultBoard()
         self.uevents = UeventQueue()
+        self.errors = ErrorNews()
         self.rescan_lock = Lock("pci_lock_rescan_remove")
         self.rtnl = Lock("rtnl_lock")
         self.serializes_sriov = False  # whether VFs come and go under that lock, too
@@ -98,7 +101,7 @@ class Host:
         }
         if action is UeventAction.UNBIND:
             properties = {key: text for key, text in properties.items() if key not in _UNBIND_HIDES}
-        fault = self.faults.meet(EVENT_VERBS, dev.address)
+        fault = self.faults.meet(UEVENT_VERBS, dev.address)
         self.uevents.emit(Uevent(action, dev.address, properties), fault)
 
     def emit_link(self, dev: Device) -> None:
@@ -187,12 +190,16 @@ class Host:
         self.emit(UeventAction.UNBIND, dev)
 
     def add_class_devices(self, dev: Device, driver: Driver, name: str = "") -> None:
-        """What a driver registers of its own: a network interface. `name`: of a recorded one."""
+        """What a driver registers of its own: a network interface; for a port the service that hears of
+        errors (drivers/pci/pcie/portdrv.c). `name`: of a recorded interface."""
+        if dev.kind is Kind.PORT:
+            self.tree.link(f"{AER_DRIVER}/{dev}:pcie002", f"{dev.directory}/{dev}:pcie002")
         if driver.has_netdev:
             add_netdev(self.tree, self.net_numbers, dev, name)
 
     def remove_class_devices(self, dev: Device) -> None:
         """Undo add_class_devices."""
+        self.tree.unlink(f"{AER_DRIVER}/{dev}:pcie002")
         remove_netdev(self.tree, self.net_numbers, dev)
 
     def add_vfio_device(self, dev: Device) -> None:

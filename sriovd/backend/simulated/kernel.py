@@ -14,7 +14,14 @@ from functools import partial
 from typing import TypeVar
 
 from sriovd.backend.base import Fault, UeventAction
-from sriovd.backend.simulated import driver_rules, hotplug_rules, link_rules, reset_rules, sriov_rules
+from sriovd.backend.simulated import (
+    config_rules,
+    driver_rules,
+    hotplug_rules,
+    link_rules,
+    reset_rules,
+    sriov_rules,
+)
 from sriovd.backend.simulated.device import Device, Lock, Rule, Wait
 from sriovd.backend.simulated.drivers import DriverObject
 from sriovd.backend.simulated.host import BUS, Host
@@ -27,6 +34,7 @@ DeviceStore = Callable[[Host, Device, bytes], Rule[None]]
 DriverStore = Callable[[Host, DriverObject, bytes], Rule[None]]
 BusStore = Callable[[Host, bytes], Rule[None]]
 DeviceShow = Callable[[Host, Device], Rule[bytes]]
+Spoken = Callable[[Host, Device | None, str, str], Rule[bytes]]  # takes a verb and its argument
 
 
 def _store_uevent(host: Host, dev: Device, data: bytes) -> Rule[None]:
@@ -80,6 +88,11 @@ _DEVICE_SHOWS: dict[str, tuple[Verb | None, DeviceShow]] = {
     "sriov_numvfs": (None, sriov_rules.show_numvfs),
     "sriov_vf_total_msix": (None, _show_total_msix),
     "driver_override": (Verb.READ_DRIVER_OVERRIDE, _show_override),
+    "config": (None, config_rules.show_config),
+}
+_SPOKEN: dict[Access, Spoken] = {
+    Access.LINK: link_rules.ask_link,
+    Access.CONFIG: config_rules.access_config,
 }
 _LINK_VERBS = {"driver": Verb.READ_DRIVER, "virtfn": Verb.READ_VF}  # by their names without a number
 _COUNT_VERBS = {"virtfn": Verb.COUNT_VFS}
@@ -88,12 +101,14 @@ _DEVICE_LOCKED = frozenset({
     Verb.SET_NUM_VFS, Verb.READ_DRIVER_OVERRIDE, Verb.SET_DRIVER_OVERRIDE, Verb.BIND, Verb.UNBIND,
     Verb.PROBE, Verb.RESET,
 })  # fmt: skip
-_RTNL_LOCKED = frozenset({Verb.READ_LINK, Verb.SET_VF_ATTRIBUTE})
+_RTNL_LOCKED = frozenset({Verb.READ_LINK, Verb.SWITCH_LINK, Verb.SET_VF_ATTRIBUTE})
 _RESCAN_LOCKED = frozenset({Verb.REMOVE, Verb.RESCAN_BUS, Verb.RESCAN_PORT})
 # where a task that hangs in such an access is typically found
 _HANG_WCHAN = {
     Verb.SET_NUM_VFS: "msleep",
     Verb.RESET: "pci_dev_wait",
+    Verb.READ_CONFIG: "pci_wait_cfg",
+    Verb.UPDATE_CONFIG: "pci_wait_cfg",
     Verb.UNBIND: "vfio_unregister_group_dev",
     Verb.BIND: "really_probe",
     Verb.PROBE: "really_probe",
@@ -198,17 +213,17 @@ class SimulatedKernel:
         if access is Access.READ:
             return (yield from self._read(self._resolve(path, os.R_OK)))
         directory, _, name = path.rpartition("/")
-        if access is Access.LINK:
-            return (yield from self._ask_link(_address_in(directory), data.decode()))
+        if access in _SPOKEN:
+            return (yield from self._ask(_SPOKEN[access], _address_in(directory), data.decode()))
         verbs = _LINK_VERBS if access is Access.READLINK else _COUNT_VERBS
         verb, address = verbs.get(name.rstrip("0123456789")), _address_in(directory)
         look = _read_link if access is Access.READLINK else _count
         return (yield from self._guard(verb, address, lambda: look(self.host, directory, name)))
 
-    def _ask_link(self, address: PciAddress | None, request: str) -> Rule[bytes]:
+    def _ask(self, rule: Spoken, address: PciAddress | None, request: str) -> Rule[bytes]:
         verb, _, argument = request.partition(" ")
         dev = self.host.devices.get(address) if address else None
-        begin = partial(link_rules.ask_link, self.host, dev, verb, argument)
+        begin = partial(rule, self.host, dev, verb, argument)
         return (yield from self._guard(Verb(verb), address, begin))
 
     def _write(self, target: Target, data: bytes) -> Rule[None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from sriovd.backend.simulated.device import Device, Rule, Wait
+from sriovd.backend.simulated.device import Device, FixedFunction, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC, LinkSupport
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.netdev import NO_MAC, invent_mac, show_state
@@ -28,6 +28,7 @@ from sriovd.backend.vf_attributes import (
 
 CARRIER_USEC = 450 * MSEC  # from a reset of the interface to its carrier, on an emulated igb
 _INDEX_LIMIT = 2**31 - 1  # do_setvfinfo: INT_MAX
+_ARGUMENTS = {Verb.READ_LINK: ("", "vfs"), Verb.SWITCH_LINK: ("up", "down")}
 _LARGEST_VLAN, _LARGEST_QOS = 4095, 7
 
 
@@ -38,7 +39,7 @@ def ask_link(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[b
         request = parse_request(argument) if verb == Verb.SET_VF_ATTRIBUTE else None
     except ValueError:
         fail(errno.EINVAL)
-    if request is None and argument not in ("", "vfs"):
+    if request is None and argument not in _ARGUMENTS[Verb(verb)]:
         fail(errno.EINVAL)
     if dev is None:
         fail(errno.ENOENT)
@@ -46,9 +47,12 @@ def ask_link(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[b
     try:
         if not dev.net_interface:
             fail(errno.ENODEV)
-        if request is None:
+        if request is not None:
+            _set_vf(host, dev, *request)
+        elif verb == Verb.SWITCH_LINK:
+            (switch_on if argument == "up" else switch_off)(host, dev)
+        else:
             return _get_link(dev, with_vfs=argument == "vfs")
-        _set_vf(host, dev, *request)
         return b""
     finally:
         host.rtnl.release()
@@ -112,10 +116,24 @@ def lose_carrier(host: Host, dev: Device) -> None:
         host.spawn(_find_carrier(host, dev))
 
 
-def _find_carrier(host: Host, dev: Device) -> Rule[None]:
-    """igb_watchdog_task."""
-    yield Wait("igb_watchdog_task", CARRIER_USEC)
+def stop(host: Host, dev: Device) -> None:
+    """igb_io_error_detected: the interface is stopped (igb_down), and stays so until resume."""
+    if dev.has_carrier:
+        dev.has_carrier = False
+        _tell(host, dev)
+
+
+def resume(host: Host, dev: Device) -> None:
+    """igb_io_resume (igb_up)."""
     if dev.is_up and not dev.has_carrier:
+        host.spawn(_find_carrier(host, dev))
+
+
+def _find_carrier(host: Host, dev: Device) -> Rule[None]:
+    """igb_watchdog_task. What cannot do DMA has none: its registers are lost."""
+    yield Wait("igb_watchdog_task", CARRIER_USEC)
+    works = isinstance(dev.model, FixedFunction) or dev.model.may_dma
+    if dev.is_up and not dev.has_carrier and works:
         dev.has_carrier = True
         _tell(host, dev)
 
@@ -129,7 +147,7 @@ def _get_link(dev: Device, *, with_vfs: bool) -> bytes:
     """rtnl_fill_ifinfo, rtnl_fill_vf."""
     link = _support(dev)
     vfs = dict(enumerate(dev.vf_attributes)) if with_vfs else {}
-    return format_report(LinkReport(1500, link.min_mtu, link.max_mtu, vfs)).encode()
+    return format_report(LinkReport(1500, link.min_mtu, link.max_mtu, int(dev.is_up), vfs)).encode()
 
 
 def _set_vf(host: Host, dev: Device, index: int, attribute: Attribute, values: VfAttributes) -> None:

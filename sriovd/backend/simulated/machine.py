@@ -60,7 +60,10 @@ class Card:
 class Machine:
     """What is there, whether the kernel has found it or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, links_return: bool = False) -> None:
+        """`links_return`: whether the links of the ports that are built here are known to come back after a
+        reset; those of QEMU's are not."""
+        self.links_return = links_return
         self.ports: dict[PciAddress, Port] = {}
         self.cards: dict[PciAddress, Card] = {}  # by the address of function 0
         self.space = AddressSpace()
@@ -102,6 +105,12 @@ class Machine:
         del self.cards[card.adapter.address]
         return card
 
+    def reset_bus(self, port: PciAddress) -> None:
+        """A secondary bus reset below the port at `port`."""
+        for card in self.cards.values():
+            if card.port.address == port:
+                card.adapter.hot_reset()
+
     def find_card(self, address: PciAddress) -> Card | None:
         """The adapter whose PF is at `address`."""
         card = self.cards.get(PciAddress(address.domain, address.bus, address.device, 0))
@@ -128,7 +137,7 @@ class Machine:
                 )
         address = self._free_place(domain)
         buses = BusRange(secondary, subordinate)
-        port = Port(address, buses, build_port_config(buses))
+        port = Port(address, buses, build_port_config(buses, self.links_return))
         self.ports[address] = port
         return port
 
@@ -148,9 +157,11 @@ def last_bus(profile: AdapterProfile, address: PciAddress) -> int:
     return (address.rid + profile.physical_functions - 1 + reach) >> 8
 
 
-def build_port_config(buses: BusRange) -> bytes:
+def build_port_config(buses: BusRange, is_link_active: bool) -> bytes:
     """A root port's configuration space: type 1 header (PCI-to-PCI bridge 3.2) and a PCI Express capability
-    with a slot, ARI forwarding on (PCIe 7.5.3)."""
+    with a slot, ARI forwarding on (PCIe 7.5.3). `is_link_active`: what it says of its link, if it says so
+    at all."""
+    link_status = 0x2013 if is_link_active else 0x0013
     vendor, device, class_code = ROOT_PORT
     config = bytearray(4096)
     for offset, width, value in (
@@ -158,7 +169,8 @@ def build_port_config(buses: BusRange) -> bytes:
         (0x0E, 1, 0x01),
         (0x19, 1, buses.secondary), (0x1A, 1, buses.subordinate), (0x34, 1, _EXPRESS), (0x3D, 1, 1),
         (_EXPRESS, 2, 0x0010), (_EXPRESS + 0x02, 2, 0x0142), (_EXPRESS + 0x04, 4, 0x8020),
-        (_EXPRESS + 0x0C, 4, 0x0010_0813), (_EXPRESS + 0x12, 2, 0x2013), (_EXPRESS + 0x14, 4, 0x0000_007B),
+        (_EXPRESS + 0x0C, 4, 0x0010_0813), (_EXPRESS + 0x12, 2, link_status),
+        (_EXPRESS + 0x14, 4, 0x0000_007B),
         (_EXPRESS + 0x24, 4, 0x0000_0020), (_EXPRESS + 0x28, 2, 0x0020), (_EXPRESS + 0x2C, 4, 0x0000_001E),
     ):  # fmt: skip
         config[offset : offset + width] = value.to_bytes(width, "little")

@@ -20,7 +20,9 @@ from sriovd.backend.model.header import Bar, Identity
 from sriovd.backend.model.msi import MsixProfile
 from sriovd.backend.model.power import PowerProfile
 from sriovd.backend.model.profiles import ExtendedCapability, FunctionProfile, LegacyCapability
-from sriovd.backend.model.registers import (
+from sriovd.backend.model.sriov import SriovProfile, VfRouting
+from sriovd.backend.simulated.device import Ids, Resource
+from sriovd.pci_registers import (
     Aer,
     CapabilityId,
     Express,
@@ -33,8 +35,6 @@ from sriovd.backend.model.registers import (
     Sriov,
     SriovCapabilities,
 )
-from sriovd.backend.model.sriov import SriovProfile, VfRouting
-from sriovd.backend.simulated.device import Ids, Resource
 
 CONFIG_BYTES = 4096
 _IOV_FIRST = 7

@@ -11,13 +11,13 @@ import errno
 from sriovd.backend.model import PhysicalFunctionModel, Reset, VirtualFunctionModel
 from sriovd.backend.model.function import find_profile
 from sriovd.backend.model.power import PowerProfile
-from sriovd.backend.model.registers import Express
 from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.attributes import read_link_register
 from sriovd.backend.simulated.device import Device, FixedFunction, Kind, Rule, Wait
 from sriovd.backend.simulated.drivers import MSEC
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.parse import PAGE_BYTES, cut_text, fail, parse_unsigned, same_text
+from sriovd.pci_registers import Express
 
 RESET_USEC = 100 * MSEC  # pcie_flr: msleep(100)
 LINK_USEC = 1000 * MSEC  # until "Data Link Layer Link Active not set in 100 msec"
@@ -98,9 +98,14 @@ def is_alone(host: Host, dev: Device) -> bool:
 
 
 def _reset_locked(host: Host, dev: Device) -> Rule[None]:
+    """pci_dev_lock: the device's lock, then its configuration space."""
     yield from dev.lock.take()
     try:
-        yield from _reset(host, dev)
+        yield from dev.config_lock.take()
+        try:
+            yield from _reset(host, dev)
+        finally:
+            dev.config_lock.release()
     finally:
         dev.lock.release()
 
@@ -112,6 +117,7 @@ def _reset(host: Host, dev: Device) -> Rule[None]:
         fail(errno.ENOTTY)
     if not model.reachable:
         yield Wait("pci_dev_wait", GIVE_UP_USEC)
+        host.errors.note(f"{dev.log_name}: not ready {GIVE_UP_USEC // MSEC}ms after FLR; giving up")
         fail(errno.ENOTTY)
     saved = model.config_bytes()
     method = dev.reset_methods[0]
@@ -121,15 +127,15 @@ def _reset(host: Host, dev: Device) -> Rule[None]:
         model.function_level_reset()
         link_rules.forget_mac(dev)
     yield Wait("pci_dev_wait", RESET_USEC)
-    comes_back = method != "bus" or dev.port is None or _is_link_known_up(dev.port)
+    comes_back = method != "bus" or dev.port is None or is_link_known_up(dev.port)
     if not comes_back:
         yield Wait("pcie_wait_for_link_delay", LINK_USEC)
-    _restore(host, dev, saved)
+    restore_registers(host, dev, saved)
     if not comes_back:
         fail(errno.ENOTTY)
 
 
-def _is_link_known_up(port: Device) -> bool:
+def is_link_known_up(port: Device) -> bool:
     """pci_bridge_wait_for_secondary_bus: a port that is faster than 5 GT/s and can report whether its link
     is active must report it so. QEMU's ports can and do not, once the guest has booted."""
     speed = read_link_register(port, Express.LINK_CAPABILITIES) & 0xF
@@ -147,7 +153,7 @@ def _reset_pf(model: PhysicalFunctionModel, method: str) -> None:
         model.function_level_reset()
 
 
-def _restore(host: Host, dev: Device, saved: bytes) -> None:
+def restore_registers(host: Host, dev: Device, saved: bytes) -> None:
     """pci_restore_state and pci_restore_iov_state: the PF's VFs come back with it, as after power-on: theirs
     nobody has saved."""
     if isinstance(dev.model, PhysicalFunctionModel):

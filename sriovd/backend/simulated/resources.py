@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sriovd.backend.model import PhysicalFunctionModel
 from sriovd.backend.model.header import Bar
-from sriovd.backend.model.registers import Header, Sriov
 from sriovd.backend.simulated.device import Resource
+from sriovd.pci_registers import Header, Sriov
 
 BARS = 6
 _IOV_FIRST = 7  # include/linux/pci.h PCI_IOV_RESOURCES, after six BARs and the ROM

@@ -11,7 +11,6 @@ import errno
 
 from sriovd.backend.base import UeventAction
 from sriovd.backend.model import PhysicalFunctionModel
-from sriovd.backend.model.registers import Sriov, SriovControl
 from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.device import Device, Ids, Kind, Rule, SriovState, Wait
 from sriovd.backend.simulated.driver_rules import attach_device, release_driver
@@ -21,6 +20,7 @@ from sriovd.backend.simulated.parse import fail, parse_bool, parse_signed, parse
 from sriovd.backend.simulated.reset_rules import list_reset_methods
 from sriovd.backend.simulated.resources import vf_resources
 from sriovd.pci import AddressError, PciAddress, vf_address
+from sriovd.pci_registers import Sriov, SriovControl
 
 ENABLE_USEC = 100 * MSEC  # sriov_enable: msleep(100) after setting VF Enable
 DISABLE_USEC = 1000 * MSEC  # sriov_disable: ssleep(1) after clearing it

@@ -11,15 +11,25 @@ from collections import deque
 from collections.abc import AsyncIterator
 from enum import StrEnum
 
-from sriovd.backend.base import EventsLost, Fault, KernelEvent, LinkChanged, Uevent
+from sriovd.backend.base import ErrorRecord, EventsLost, Fault, KernelEvent, LinkChanged, Uevent
 
 
 class EventFault(StrEnum):
-    """Fault verbs that concern uevents instead of accesses; the fault's address is the event's."""
+    """Fault verbs that concern news instead of accesses; the fault's address is the event's. A uevent that
+    is lost is followed by EventsLost; of a lost record nobody learns."""
 
-    LOSE = "lose-event"  # dropped, EventsLost follows
+    LOSE = "lose-event"  # dropped
     DELAY = "delay-event"  # arrives delay_usec late, others overtake it
     REORDER = "reorder-event"  # arrives after its successor
+    REPEAT = "repeat-event"  # arrives twice
+    LOSE_RECORD = "lose-record"
+    DELAY_RECORD = "delay-record"
+    REORDER_RECORD = "reorder-record"
+    REPEAT_RECORD = "repeat-record"
+
+
+UEVENT_VERBS = frozenset(str(verb) for verb in EventFault if verb.endswith("-event"))
+RECORD_VERBS = frozenset(str(verb) for verb in EventFault if verb.endswith("-record"))
 
 
 class UeventQueue:
@@ -29,7 +39,7 @@ class UeventQueue:
         self._events: deque[KernelEvent] = deque()
         self._arrived = asyncio.Event()
         self._open = False
-        self._held: Uevent | None = None
+        self._held: Uevent | ErrorRecord | None = None
         self._to_lose = 0
 
     def open(self) -> None:
@@ -47,19 +57,23 @@ class UeventQueue:
         """Drop the next `count` events."""
         self._to_lose += count
 
-    def emit(self, event: Uevent, fault: Fault | None = None) -> None:
+    def emit(self, event: Uevent | ErrorRecord, fault: Fault | None = None) -> None:
         """Send an event, with what `fault` does to it."""
         if not self._open:
             return
-        if self._to_lose or (fault and fault.verb == EventFault.LOSE):
+        misfortune = fault.verb.partition("-")[0] if fault else ""
+        is_uevent = isinstance(event, Uevent)
+        if is_uevent and (self._to_lose or misfortune == "lose"):
             self._to_lose = max(0, self._to_lose - 1)
             self._report_loss()
-        elif fault and fault.verb == EventFault.DELAY:
+        elif fault and misfortune == "delay":
             asyncio.get_running_loop().call_later(fault.delay_usec / 1e6, self._deliver, event)
-        elif fault and fault.verb == EventFault.REORDER and self._held is None:
+        elif misfortune == "reorder" and self._held is None:
             self._held = event
-        else:
+        elif misfortune != "lose":
             self._deliver(event)
+            if misfortune == "repeat":
+                self._deliver(event)
 
     def emit_link(self, event: LinkChanged) -> None:
         """Send what comes from another socket than uevents, which shares no misfortune with them."""
@@ -82,7 +96,7 @@ class UeventQueue:
         self._events.clear()
         return events
 
-    def _deliver(self, event: Uevent) -> None:
+    def _deliver(self, event: Uevent | ErrorRecord) -> None:
         if not self._open:
             return
         self._events.append(event)

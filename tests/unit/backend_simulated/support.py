@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sriovd.backend.base import KernelEvent, LinkChanged, Uevent
+from sriovd.backend.base import ErrorRecord, KernelEvent, LinkChanged, Uevent
 from sriovd.backend.simulated import SimulatedBackend
 from sriovd.backend.simulated.device import Device
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
@@ -127,7 +127,11 @@ class Sim:
 
 def describe(event: KernelEvent) -> str:
     """An event in a few words."""
-    return f"{event.action} {event.address}" if isinstance(event, Uevent) else "lost"
+    if isinstance(event, ErrorRecord):
+        return f"{event.severity} {event.address}"
+    if not isinstance(event, Uevent):
+        return "lost"
+    return f"{event.properties.get('ERROR_EVENT', event.action)} {event.address}"
 
 
 def step(verb: Verb, address: str | None = None, argument: str = "", expect: str | None = None) -> Step:

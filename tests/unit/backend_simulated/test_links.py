@@ -133,7 +133,7 @@ def test_a_hang_holds_the_lock_of_all_interfaces(sim: Sim) -> None:
             step for run in (hung, other) for chain in await run.finished for step in chain.results
         ]
         assert [result.errno for result in results] == [0, 0]
-        assert results[1].value == "link mtu=1500 min-mtu=68 max-mtu=9216"
+        assert results[1].value == "link mtu=1500 min-mtu=68 max-mtu=9216 up=1"
 
     run_async(main)
 

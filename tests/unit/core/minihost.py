@@ -9,12 +9,14 @@ from typing import Any
 
 from sriovd.backend.base import (
     DriverState,
+    ErrorPath,
     Evidence,
     FunctionFacts,
     Holder,
     HostReadError,
     KernelEvent,
     Leftover,
+    Severity,
     Uevent,
     UeventAction,
 )
@@ -92,7 +94,8 @@ LENDS_NOTHING = "a MiniHost has no VFIO groups; leases are tested on the simulat
 
 class MiniHost:
     """`hangs`: accesses that wait for the event; `deaths`: accesses that kill the helper before them;
-    `unreadable`: functions whose description makes no sense; `scripts`: the titles of what was run."""
+    `unreadable`: functions whose description makes no sense; `scripts`: the titles of what was run;
+    `error_counters`, `error_paths`, `log`: what it tells of errors."""
 
     simulator = None
 
@@ -107,6 +110,9 @@ class MiniHost:
         self.deferred: list[bool] = []
         self.scripts: list[str] = []
         self.listing_fails = False
+        self.error_counters: dict[PciAddress, Mapping[Severity, Mapping[str, int]]] = {}
+        self.error_paths: dict[PciAddress, ErrorPath] = {}
+        self.log: list[str] = []
         self._events: asyncio.Queue[KernelEvent | Exception] = asyncio.Queue()
 
     def tell(self, event: KernelEvent | Exception | PciAddress) -> None:
@@ -175,6 +181,15 @@ class MiniHost:
 
     def list_group(self, group: int) -> Sequence[str]:
         return ()
+
+    def read_error_counters(self, address: PciAddress) -> Mapping[Severity, Mapping[str, int]]:
+        return self.error_counters.get(address, {})
+
+    def read_error_path(self, address: PciAddress) -> ErrorPath:
+        return self.error_paths.get(address, ErrorPath())
+
+    async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
+        return [line for line in self.log if any(word in line for word in words)]
 
     async def find_leftovers(self) -> Sequence[Leftover]:
         return ()

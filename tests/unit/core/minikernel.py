@@ -61,7 +61,8 @@ def _make_facts(address: PciAddress, identity: int, driver: str) -> FunctionFact
 
 class MiniKernel:
     """`functions` and `overrides` are the state; `drivers` those that are loaded; `short`: how many VFs the
-    PF driver makes at most; `failures`: (verb, address or None for any) to an errno that is given instead of
+    PF driver makes at most; `config`: the configuration space of each; `links`: the interfaces that somebody
+    has switched; `failures`: (verb, address or None for any) to an errno that is given instead of
     doing it, for ever; `writes`: every write that came, as text."""
 
     def __init__(self, *functions: FunctionFacts) -> None:
@@ -71,6 +72,8 @@ class MiniKernel:
         self.short: int | None = None
         self.failures: dict[tuple[Verb, PciAddress | None], int] = {}
         self.writes: list[str] = []
+        self.config: dict[PciAddress, bytearray] = {}
+        self.links: dict[PciAddress, str] = {}
         self.bus_finds: list[FunctionFacts] = []
         self._next_identity = 1000
 
@@ -119,6 +122,10 @@ class MiniKernel:
             Verb.RESET: lambda _: 0,
             Verb.REMOVE: self._remove,
             Verb.RESCAN_BUS: self._rescan,
+            Verb.RESCAN_PORT: self._rescan,
+            Verb.READ_CONFIG: self._read_config,
+            Verb.UPDATE_CONFIG: self._update_config,
+            Verb.SWITCH_LINK: self._switch_link,
         }
 
     def _set_num_vfs(self, step: Step) -> int:
@@ -207,6 +214,27 @@ class MiniKernel:
 
     def _rescan(self, _step: Step) -> int:
         self.functions |= {each.address: each for each in self.bus_finds}
+        return 0
+
+    def config_of(self, address: PciAddress) -> bytearray:
+        """The function's configuration space, all 0 but for a command register that lets it work."""
+        return self.config.setdefault(address, bytearray(b"\0\0\0\0\6".ljust(4096, b"\0")))
+
+    def _read_config(self, step: Step) -> str:
+        offset, length = map(int, step.argument.split())
+        return self.config_of(_address(step))[offset : offset + length].hex()
+
+    def _update_config(self, step: Step) -> str:
+        offset, width, mask, value = map(int, step.argument.split())
+        config = self.config_of(_address(step))
+        before = int.from_bytes(config[offset : offset + width], "little")
+        if before != (1 << 8 * width) - 1:
+            after = before & ~mask | value & mask
+            config[offset : offset + width] = after.to_bytes(width, "little")
+        return str(before)
+
+    def _switch_link(self, step: Step) -> int:
+        self.links[_address(step)] = step.argument
         return 0
 
 

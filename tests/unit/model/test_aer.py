@@ -181,6 +181,6 @@ def test_a_vf_logs_function_errors_under_its_pfs_masks() -> None:
 
 
 def test_names_are_the_kernels() -> None:
-    assert bit_names(0x07FF_F030, UNCORRECTABLE_NAMES) == tuple(UNCORRECTABLE_NAMES.values())
+    assert bit_names(0xFFFF_F031, UNCORRECTABLE_NAMES) == tuple(UNCORRECTABLE_NAMES.values())
     assert bit_names(0xF1C1, CORRECTABLE_NAMES) == tuple(CORRECTABLE_NAMES.values())
-    assert bit_names(0x8000_0010, UNCORRECTABLE_NAMES) == ("DLP", "bit31")
+    assert bit_names(0x0000_0012, UNCORRECTABLE_NAMES) == ("bit1", "DLP")

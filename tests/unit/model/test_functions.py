@@ -206,3 +206,23 @@ def test_pf_bar_windows_follow_the_registers() -> None:
     assert [(w.bar.index, w.address, w.size) for w in pf.bar_windows()] == [
         (0, 0xFEA0_0000, 0x20000), (1, 0, 0x20000), (2, 0xC000, 32), (3, 0x7_E000_0000, 0x4000),
     ]  # fmt: skip
+
+
+def test_dma_needs_bus_master_enable_power_and_somebody_who_answers() -> None:
+    pf = build_pf("igb")
+    enable_vfs(pf, 1)
+    vf = pf.virtual_functions[0]
+    for function in (pf, vf):
+        assert not function.may_dma
+        function.write(4, 2, 4)
+        assert function.may_dma
+        function.frozen = True
+        assert not function.may_dma and function.bus_master
+        function.frozen = False
+    pf.write(0x44, 2, 3)
+    assert pf.power_state is PowerState.D3HOT and not pf.may_dma
+    pf.write(0x44, 2, 0)
+    enable_vfs(pf, 1)
+    pf.virtual_functions[0].write(4, 2, 4)
+    pf.adapter.hot_reset()
+    assert not pf.may_dma and not vf.may_dma
