@@ -79,18 +79,25 @@ class ErrorRecords:
         """Tell every record that is there. Never waits, and looks at the buffers of all CPUs at once."""
         if not self._buffers:
             return
-        found: list[tuple[int, bytes]] = []
-        lost = False
-        for buffer, _ in self._poll.poll(0):
-            for page in _read_pages(buffer):
-                records, lost_before = split_page(self._layout, page)
-                found += records
-                lost |= lost_before
-        if lost:
-            self._put(EventsLost("the buffer for records of PCIe errors overran"))
-        for time_nsec, data in sorted(found):
+        pages = (page for buffer, _ in self._poll.poll(0) for page in _read_pages(buffer))
+        for time_nsec, data in sorted(record for page in pages for record in self._split(page)):
             if (record := to_record(self._format, time_nsec, data)) is not None:
                 self._put(record)
+
+    def _split(self, page: bytes) -> list[tuple[int, bytes]]:
+        """The records of a page; tells of those that are lost."""
+        try:
+            records, lost = split_page(self._layout, page)
+        except ValueError as error:
+            self._report_loss(f"a page of records of PCIe errors makes no sense: {error}")
+            return []
+        if lost:
+            self._report_loss("the buffer for records of PCIe errors overran")
+        return records
+
+    def _report_loss(self, reason: str) -> None:
+        _log.warning("Events were lost: %s", reason)
+        self._put(EventsLost(reason))
 
     def _open(self, instance: str) -> None:
         with suppress(FileExistsError):
