@@ -31,7 +31,7 @@ class FakeReader:
 
     def seek_monotonic(self, seconds: float) -> None:
         assert self.asked == ["this boot", {"_TRANSPORT": "kernel"}]
-        self._from_sec = seconds
+        self._from_sec = seconds if any(at >= seconds for at, _ in self.entries) else 0.0
 
     def close(self) -> None:
         pass
@@ -61,6 +61,11 @@ def test_lines_with_any_of_the_words_are_given_in_order(entries: list[tuple[floa
         f"[2.500000] igb {PF}: reset",
         "[3.000000] vfio-pci 0000:01:10.0: hello",
     ]
+
+
+def test_lines_that_are_too_old_are_not_given_for_want_of_others(entries: list[tuple[float, str]]) -> None:
+    entries += [(1.0, f"igb {PF}: too early")]
+    assert read_kernel_log(2_000_000, [PF]) == []
 
 
 def test_a_flood_is_cut(entries: list[tuple[float, str]]) -> None:
