@@ -308,46 +308,74 @@ def test_any_bytes_are_facts_or_an_error(tree: Tree, raw: bytes) -> None:
         assert facts.revision == int(raw.decode("ascii"), 0)
 
 
-COUNTED = "RxErr 0\nBadTLP 3\nBadDLLP 0\ncorrectable_errors_bit[5] 1\nTOTAL_ERR_COR 4"
+NO_ERRORS = {
+    "aer_dev_correctable": "RxErr 0\nBadTLP 0\nTOTAL_ERR_COR 0",
+    "aer_dev_nonfatal": "Undefined 0\nCmpltTO 0\nTOTAL_ERR_NONFATAL 0",
+    "aer_dev_fatal": "Undefined 0\nMalfTLP 0\nTOTAL_ERR_FATAL 0",
+}
 
 
-def test_counters_are_those_that_are_not_zero(tree: Tree) -> None:
-    for name, text in (
-        ("correctable", COUNTED),
-        ("nonfatal", "Undefined 0\nTOTAL_ERR_NONFATAL 0"),
-        ("fatal", "DLP 18446744073709551615\nTOTAL_ERR_FATAL 1"),
-    ):
-        (tree.pf / f"aer_dev_{name}").write_text(text + "\n")
+def add_counters(device: Path, **texts: str) -> None:
+    for name, text in (NO_ERRORS | texts).items():
+        (device / name).write_text(text + "\n")
+
+
+def test_errors_are_counted_by_name_without_those_that_never_came(tree: Tree) -> None:
+    add_counters(
+        tree.pf, aer_dev_correctable="RxErr 0\nBadTLP 3\nNonFatalErr 18446744073709551615\nTOTAL_ERR_COR 2"
+    )
     assert tree.reader.read_error_counters(PF) == {
-        Severity.CORRECTED: {"BadTLP": 3, "correctable_errors_bit[5]": 1, "total": 4},
+        Severity.CORRECTED: {"BadTLP": 3, "NonFatalErr": 2**64 - 1, "total": 2},
         Severity.NONFATAL: {"total": 0},
-        Severity.FATAL: {"DLP": 2**64 - 1, "total": 1},
+        Severity.FATAL: {"total": 0},
     }
 
 
-def test_nobody_counts_without_the_capability_or_the_device(tree: Tree) -> None:
+def test_a_function_without_aer_counts_nothing(tree: Tree) -> None:
     assert tree.reader.read_error_counters(PF) == {}
-    assert tree.reader.read_error_counters(PciAddress.parse("0000:07:00.0")) == {}
+    assert tree.reader.read_error_counters(PciAddress.parse("0000:7f:00.0")) == {}
 
 
-@pytest.mark.parametrize("text", ["RxErr", "RxErr x", "RxErr -1"])
+@pytest.mark.parametrize("text", ["RxErr", "RxErr many", "RxErr -1"])
 def test_counters_that_make_no_sense_name_their_file(tree: Tree, text: str) -> None:
-    (tree.pf / "aer_dev_fatal").write_text(f"{text}\n")
-    with pytest.raises(HostReadError, match="aer_dev_fatal"):
+    add_counters(tree.pf, aer_dev_correctable=text)
+    with pytest.raises(HostReadError, match=r"0000:01:00\.0/aer_dev_correctable"):
         tree.reader.read_error_counters(PF)
 
 
-def test_the_way_of_errors_is_by_the_bridges_above_the_nearest_first(tree: Tree) -> None:
-    below = "devices/pci0000:00/0000:00:01.0/0000:02:01.0/0000:03:00.0"
-    address = PciAddress.parse("0000:03:00.0")
-    (tree.root / below).mkdir(parents=True)
-    (tree.bus / "0000:03:00.0").symlink_to(f"../../../{below}")
-    ports = tuple(map(PciAddress.parse, ("0000:02:01.0", "0000:00:01.0")))
-    assert tree.reader.read_error_path(address, is_recorded=True) == ErrorPath(ports, is_recorded=True)
-    (tree.root / below / "aer_dev_nonfatal").write_text("TOTAL_ERR_NONFATAL 0\n")
-    (tree.root / "bus/pci_express/drivers/aer/0000:00:01.0:pcie002").mkdir(parents=True)
-    path = tree.reader.read_error_path(address, is_recorded=False)
-    assert path == ErrorPath(ports, has_aer=True, is_native=True)
-    assert tree.reader.read_error_path(PF, is_recorded=True) == ErrorPath(is_recorded=True)
-    nobody = PciAddress.parse("0000:07:00.0")
-    assert tree.reader.read_error_path(nobody, is_recorded=True) == ErrorPath()
+UPSTREAM, ROOT_PORT = PciAddress.parse("0000:04:00.0"), PciAddress.parse("0000:00:03.0")
+BELOW = PciAddress.parse("0000:05:00.0")
+
+
+def add_below(tree: Tree) -> Path:
+    """A function below a switch's port and a root port."""
+    device = tree.root / f"devices/pci0000:00/{ROOT_PORT}/{UPSTREAM}/{BELOW}"
+    device.mkdir(parents=True)
+    (tree.bus / str(BELOW)).symlink_to(f"../../../devices/pci0000:00/{ROOT_PORT}/{UPSTREAM}/{BELOW}")
+    return device
+
+
+def test_the_ports_above_a_function_are_listed_the_nearest_first(tree: Tree) -> None:
+    add_below(tree)
+    assert tree.reader.read_error_path(BELOW, is_recorded=True) == ErrorPath(
+        (UPSTREAM, ROOT_PORT), is_recorded=True
+    )
+    assert tree.reader.read_error_path(PF, is_recorded=False) == ErrorPath()
+    assert tree.reader.read_error_path(PciAddress.parse("0000:7f:00.0"), is_recorded=True) == ErrorPath()
+
+
+def test_a_function_has_aer_when_it_has_counters(tree: Tree) -> None:
+    add_counters(add_below(tree))
+    assert tree.reader.read_error_path(BELOW, is_recorded=False).has_aer
+
+
+@pytest.mark.parametrize(
+    ("service", "is_native"),
+    [(f"{ROOT_PORT}:pcie002", True), (f"{UPSTREAM}:pcie002", False), ("bind", False)],
+)
+def test_errors_are_the_kernels_when_it_serves_the_root_port(
+    tree: Tree, service: str, is_native: bool
+) -> None:
+    add_below(tree)
+    (tree.root / "bus/pci_express/drivers/aer" / service).mkdir(parents=True)
+    assert tree.reader.read_error_path(BELOW, is_recorded=False).is_native is is_native

@@ -29,6 +29,7 @@ _EVENT = "events/ras/aer_event"
 # Documentation/trace/ftrace.rst. The buffer holds some 500 records for each CPU, and would have megabytes;
 # with another buffer_percent nobody is woken up before that much of it is full.
 _SETTINGS = {"buffer_size_kb": "64", "trace_clock": "mono", "buffer_percent": "0", "tracing_on": "1"}
+_PAGES = 32  # more than a buffer holds
 _READ_BYTES = 1 << 16  # more than a page of the buffer has, on any architecture
 _PAGE_FIELDS = ("timestamp", "commit", "data")
 _FIELDS = ("common_type", "dev_name", "status", "severity", "tlp_header_valid", "tlp_header")
@@ -61,10 +62,15 @@ class ErrorRecords:
             _log.warning("The kernel's records of PCIe errors cannot be had: %s", error)
             self.stop()
             return
-        loop = asyncio.get_running_loop()
         for buffer in self._buffers:
             self._poll.register(buffer, select.POLLIN)
-            loop.add_reader(buffer, self.drain)
+        # The buffer of a CPU that has never been online is always in error (ring_buffer_poll_wait): nobody
+        # could wait for it. What such a CPU records later is told with the next record of another one, or
+        # when a recovery begins.
+        absent = {buffer for buffer, state in self._poll.poll(0) if not state & select.POLLIN}
+        for buffer in self._buffers:
+            if buffer not in absent:
+                asyncio.get_running_loop().add_reader(buffer, self.drain)
         self.drain()
 
     def stop(self) -> None:
@@ -77,20 +83,31 @@ class ErrorRecords:
 
     def drain(self) -> None:
         """Tell every record that is there. Never waits, and looks at the buffers of all CPUs at once."""
-        if not self._buffers:
+        try:
+            filled = [buffer for buffer, state in self._poll.poll(0) if state & select.POLLIN]
+            pages = [page for buffer in filled for page in _read_pages(buffer)]
+        except OSError as error:
+            _log.warning("The kernel's records of PCIe errors cannot be read any more: %s", error)
+            self.stop()
             return
-        found: list[tuple[int, bytes]] = []
-        lost = False
-        for buffer, _ in self._poll.poll(0):
-            for page in _read_pages(buffer):
-                records, lost_before = split_page(self._layout, page)
-                found += records
-                lost |= lost_before
-        if lost:
-            self._put(EventsLost("the buffer for records of PCIe errors overran"))
-        for time_nsec, data in sorted(found):
+        for time_nsec, data in sorted(record for page in pages for record in self._split(page)):
             if (record := to_record(self._format, time_nsec, data)) is not None:
                 self._put(record)
+
+    def _split(self, page: bytes) -> list[tuple[int, bytes]]:
+        """The records of a page; tells of those that are lost."""
+        try:
+            records, lost = split_page(self._layout, page)
+        except ValueError as error:
+            self._report_loss(f"a page of records of PCIe errors makes no sense: {error}")
+            return []
+        if lost:
+            self._report_loss("the buffer for records of PCIe errors overran")
+        return records
+
+    def _report_loss(self, reason: str) -> None:
+        _log.warning("Events were lost: %s", reason)
+        self._put(EventsLost(reason))
 
     def _open(self, instance: str) -> None:
         with suppress(FileExistsError):
@@ -133,9 +150,10 @@ def _demand(fields: Mapping[str, Field], names: tuple[str, ...]) -> None:
 
 
 def _read_pages(buffer: int) -> Iterator[bytes]:
+    """What is there now, at least; not for ever in a storm."""
     with suppress(BlockingIOError):
-        while page := os.read(buffer, _READ_BYTES):
-            yield page
+        for _ in range(_PAGES):
+            yield os.read(buffer, _READ_BYTES)
 
 
 def _read(path: str) -> str:

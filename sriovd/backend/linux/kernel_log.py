@@ -36,6 +36,7 @@ def _find(reader: journal.Reader, since_usec: int, words: Sequence[str]) -> Iter
     reader.seek_monotonic(since_usec / 1e6)
     for entry in reader:
         text = str(entry.get("MESSAGE", ""))
-        if any(word in text for word in words):
-            seconds = entry["__MONOTONIC_TIMESTAMP"].timestamp.total_seconds()
+        seconds = entry["__MONOTONIC_TIMESTAMP"].timestamp.total_seconds()
+        # Where nothing is that late, systemd 252 begins at the start.
+        if seconds * 1e6 >= since_usec and any(word in text for word in words):
             yield f"[{seconds:.6f}] {text}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sriovd.backend.base import Backend, DriverState, Holder
+from sriovd.backend.base import Backend, DriverState, ErrorPath, Holder
 from sriovd.backend.linux.host import LinuxBackend
 from sriovd.backend.steps import Step, Verb
 from sriovd.pci import PciAddress
@@ -109,6 +109,8 @@ def test_the_parts_are_wired(tree: FakeTree, play: Play, make_script: MakeScript
         assert backend.list_virtual_functions(tree.function) == {}
         assert backend.read_function(OTHER) is None
         assert backend.driver_state("igb") is DriverState.LOADED
+        assert backend.read_error_counters(tree.function) == {}
+        assert backend.read_error_path(OTHER) == ErrorPath()
         assert await backend.find_leftovers() == []
         step = Step(Verb.BIND, tree.function, "igb")
         results = await backend.run("0000:01:00", make_script((step,)), lambda _result: None).finished

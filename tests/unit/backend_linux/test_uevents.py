@@ -7,11 +7,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sriovd.backend.base import EventsLost, KernelEvent, Uevent, UeventAction
+from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, Severity, Uevent, UeventAction
 from sriovd.backend.linux import uevents
 from sriovd.backend.linux.pace import DEFERRED_PAUSE_SEC
 from sriovd.backend.linux.uevents import UeventMonitor
@@ -38,6 +39,15 @@ def device() -> Iterator[tuple[PciAddress, int]]:
     fcntl.flock(fd, fcntl.LOCK_EX)  # a second run of these tests on this machine would be heard by the first
     yield PciAddress.parse(names[0]), fd
     os.close(fd)
+
+
+class FakeDevice:
+    """A uevent as pyudev gives it; the kernel makes none of an error on demand."""
+
+    subsystem, sys_name, action = "pci", "0000:01:00.0", "change"
+
+    def __init__(self, properties: dict[str, str]) -> None:
+        self.properties = properties
 
 
 async def _take(monitor: UeventMonitor, count: int) -> list[KernelEvent]:
@@ -122,6 +132,57 @@ def test_a_storm_waits_while_jobs_run_and_comes_when_they_end(
         await _take(monitor, _PART)
         assert clock() - began_sec < DEFERRED_PAUSE_SEC
         monitor.stop()
+
+    play(story())
+
+
+@pytest.mark.parametrize(
+    ("severity", "waits"), [(Severity.CORRECTED, True), (Severity.NONFATAL, False), (Severity.FATAL, False)]
+)
+def test_no_storm_is_waited_out_when_an_error_has_been_recorded(
+    device: tuple[PciAddress, int], play: Play, severity: Severity, waits: bool
+) -> None:
+    address, fd = device
+    limit_sec = DEFERRED_PAUSE_SEC / 4
+
+    async def story() -> None:
+        monitor = UeventMonitor()
+        monitor.start()
+        monitor.defer(True)
+        for _ in range(_PART):
+            os.write(fd, b"add")
+        await _take(monitor, _PART)
+        monitor.put(ErrorRecord(address, severity, 1, (), 0))
+        await _take(monitor, 1)
+        for _ in range(3):  # nor is one afterwards
+            os.write(fd, b"change")
+            try:
+                async with asyncio.timeout(limit_sec):
+                    await _take(monitor, 1)
+                assert not waits
+            except TimeoutError:
+                assert waits
+        monitor.stop()
+
+    play(story())
+
+
+def test_what_has_to_come_before_a_recovery_does(play: Play) -> None:
+    address = PciAddress.parse("0000:01:00.0")
+    record = ErrorRecord(address, Severity.NONFATAL, 1, (), 0)
+    recovery = {"ERROR_EVENT": "BEGIN_RECOVERY", "DEVICE_ONLINE": "0"}
+    devices = iter((FakeDevice({}), FakeDevice(recovery), None))
+
+    async def story() -> None:
+        monitor = UeventMonitor(before_recovery=lambda: monitor.put(record))
+        monitor._monitor = SimpleNamespace(poll=lambda _timeout: next(devices))
+        monitor._receive()
+        events = [event async for event in monitor.events()]
+        assert events == [
+            Uevent(UeventAction.CHANGE, address, {}),
+            record,
+            Uevent(UeventAction.CHANGE, address, recovery),
+        ]
 
     play(story())
 

@@ -1,0 +1,68 @@
+"""Trace buffers of our own making, in the kernel's form (Linux 6.12, x86-64)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+HEADER_PAGE = """\
+\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;
+\tfield: local_t commit;\toffset:8;\tsize:8;\tsigned:1;
+\tfield: int overwrite;\toffset:8;\tsize:1;\tsigned:1;
+\tfield: char data;\toffset:16;\tsize:4080;\tsigned:0;
+"""
+AER_FORMAT = """\
+name: aer_event
+ID: 1348
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:unsigned char common_flags;\toffset:2;\tsize:1;\tsigned:0;
+\tfield:unsigned char common_preempt_count;\toffset:3;\tsize:1;\tsigned:0;
+\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;
+
+\tfield:__data_loc char[] dev_name;\toffset:8;\tsize:4;\tsigned:0;
+\tfield:u32 status;\toffset:12;\tsize:4;\tsigned:0;
+\tfield:u8 severity;\toffset:16;\tsize:1;\tsigned:0;
+\tfield:u8 tlp_header_valid;\toffset:17;\tsize:1;\tsigned:0;
+\tfield:u32 tlp_header[4];\toffset:20;\tsize:16;\tsigned:0;
+
+print fmt: "%s PCIe Bus Error: severity=%s, %s, TLP Header=%s
+", __get_str(dev_name)
+"""
+AER_EVENT = 1348
+
+
+def word(kind: int, delta: int = 0) -> bytes:
+    """A record's first word, or just a number."""
+    return struct.pack("<I", kind | delta << 5)
+
+
+def make_page(
+    time_nsec: int,
+    records: Sequence[tuple[int, bytes]] = (),
+    *,
+    raw: bytes = b"",
+    flags: int = 0,
+    size: int | None = None,
+) -> bytes:
+    """A page with `records` of time since the one before and data, then `raw`."""
+    body = b"".join(word(len(data) // 4, delta) + data for delta, data in records) + raw
+    committed = len(body) if size is None else size
+    return struct.pack("<QQ", time_nsec, committed | flags) + body
+
+
+def make_record(
+    name: str,
+    severity: int,
+    status: int = 0,
+    tlp_header: Sequence[int] | None = None,
+    *,
+    event: int = AER_EVENT,
+) -> bytes:
+    """The record of an error; `severity` is the kernel's number."""
+    text = name.encode() + b"\0"
+    place = len(text) << 16 | 36
+    fixed = struct.pack("<HBBiIIBBxx", event, 0, 0, 1, place, status, severity, tlp_header is not None)
+    header = struct.pack("<4I", *(tlp_header or (0xAA,) * 4))
+    data = fixed + header + text
+    return data + bytes(-len(data) % 4)
