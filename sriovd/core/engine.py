@@ -33,6 +33,8 @@ from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
+from sriovd.core.recovery.desk import RecoveryDesk
+from sriovd.core.recovery.online import OnlineDesk
 from sriovd.core.store import MEMORY, Intent, Store
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
@@ -91,6 +93,7 @@ class Engine:
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
         self.usage.lease_of = self.leases.describe_lease_of
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook)
+        self.recovery: RecoveryDesk = OnlineDesk()
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
         self._tasks: set[asyncio.Future[None]] = set()  # writes to the store
         self._menders: list[asyncio.Task[None]] = []
