@@ -106,11 +106,9 @@ class Daemon:
         tree = Tree(contract, connection.send_signal)
         engine = self._engine
         recovery = RecoveryObjects(tree, engine.inventory, engine.recovery, self._stream.tell)
-        objects = Objects(
-            tree, engine.inventory, engine.jobs, engine.standings.of, recovery.interfaces_of
-        )  # fmt: skip
+        objects = Objects(tree, engine.inventory, engine.jobs, engine.standings.of, recovery.interfaces_of)
         authority = Authority(connection, private=self._settings.private)
-        handlers = self._make_handlers(objects, authority)
+        handlers = self._make_handlers(connection, objects, authority)
         manager = {
             "Version": __version__,
             "Host": self._backend.describe(),
@@ -125,7 +123,9 @@ class Daemon:
         self._keep_journal()
         return Dispatcher(connection, contract, tree, handlers)
 
-    def _make_handlers(self, objects: Objects, authority: Authority) -> dict[tuple[str, str], Handler]:
+    def _make_handlers(
+        self, connection: Connection, objects: Objects, authority: Authority
+    ) -> dict[tuple[str, str], Handler]:
         engine = self._engine
         return {
             **Verbs(engine.inventory, engine.lifecycle, objects, authority).handlers(),
@@ -137,7 +137,7 @@ class Daemon:
                 self._descriptors,
             ).handlers(),
             **RecoveryVerbs(
-                engine.inventory, engine.leases, engine.recovery, objects, authority
+                engine.inventory, engine.leases, engine.recovery, objects, authority, connection
             ).handlers(),
         }  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Rule: who names an owner speaks for that owner's lease, and for nothing else: another's VF, nobody's and none
 are the same answer. Who names none is an operator, and speaks for VFs that nobody leases. What is refused is
-refused at once; who waits has one of the calls that he may have running at a time (limits.py).
+refused at once; who waits has one of the calls that he may have running at a time (limits.py), and waits no
+longer than he is on the bus.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sriovd.bus.actions import INSPECT, LEASE, RECOVER
+from sriovd.bus.connection import Connection
 from sriovd.bus.dispatch import Caller, Handler
 from sriovd.bus.objects import MANAGER, RECOVERY, Objects
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
+from sriovd.bus.presence import wait_while_present
 from sriovd.bus.replies import WAIT, WAIT_USEC, JobReply, Options, answer_with_job, name_caller
 from sriovd.core.errors import InvalidArgument, NotOwner
 from sriovd.core.inventory import Inventory
@@ -39,12 +42,14 @@ class RecoveryVerbs:
         desk: RecoveryDesk,
         objects: Objects,
         authority: Authority,
+        connection: Connection,
     ) -> None:
         self._inventory = inventory
         self._leases = leases
         self._desk = desk
         self._objects = objects
         self._authority = authority
+        self._connection = connection
         self._unfreezing: dict[PciAddress, asyncio.Task[str]] = {}
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
@@ -98,7 +103,8 @@ class RecoveryVerbs:
         self, caller: Caller, target: Target, owner: str, timeout_usec: int
     ) -> tuple[str]:
         vf = await self._admit(caller, target, owner)
-        return (await self._desk.wait_permitted(vf, timeout_usec),)
+        waiting = self._desk.wait_permitted(vf, timeout_usec)
+        return (await wait_while_present(self._connection, caller.sender, waiting),)
 
     async def recover(self, caller: Caller, target: Target, options: Options) -> JobReply:
         given = parse_options(options, WAIT)

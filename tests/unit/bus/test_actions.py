@@ -60,6 +60,7 @@ from sriovd.core.lifecycle import CountOptions
 from sriovd.daemon import _CONTRACT_FILE, _contract_for
 from sriovd.pci import PciAddress
 
+from .fakedesk import Everybody
 from .support import in_loop
 
 PF, VF, OWNER, TENANT, STRANGER = "0000:01:00.0", "0000:01:10.0", "vm", 1000, 1001
@@ -176,7 +177,7 @@ class Service:
             **policy.handlers(),
             **leases.handlers(),
             **RecoveryVerbs(
-                engine.inventory, engine.leases, engine.recovery, objects, self.authority
+                engine.inventory, engine.leases, engine.recovery, objects, self.authority, Everybody()
             ).handlers(),
             **SimulatorVerbs(backend, self.authority).handlers(),
         }
