@@ -27,8 +27,11 @@ from sriovd.bus.descriptors import Descriptors
 from sriovd.bus.dispatch import Dispatcher, Handler
 from sriovd.bus.lease_verbs import LeaseVerbs
 from sriovd.bus.objects import MANAGER, ROOT, SIMULATOR, SIMULATOR_INTERFACE, Objects
+from sriovd.bus.owner_stream import OwnerStream
 from sriovd.bus.policy_verbs import PolicyVerbs
 from sriovd.bus.polkit import Authority
+from sriovd.bus.recovery_objects import RecoveryObjects
+from sriovd.bus.recovery_verbs import RecoveryVerbs
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
 from sriovd.core.engine import Engine, Places
@@ -63,6 +66,7 @@ class Daemon:
         self._descriptors = Descriptors(
             self._engine.leases.owner_gone, keepsakes.keep_descriptor, keepsakes.drop_descriptor
         )
+        self._stream = OwnerStream(self._engine.leases, self._descriptors)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -103,9 +107,10 @@ class Daemon:
         contract = _contract_for(simulated=simulator is not None)
         tree = Tree(contract, connection.send_signal)
         engine = self._engine
-        objects = Objects(tree, engine.inventory, engine.jobs, engine.standings.of)
+        recovery = RecoveryObjects(tree, engine.inventory, engine.recovery, self._stream.tell)
+        objects = Objects(tree, engine.inventory, engine.jobs, engine.standings.of, recovery.interfaces_of)
         authority = Authority(connection, private=self._settings.private)
-        handlers = self._make_handlers(objects, authority)
+        handlers = self._make_handlers(connection, objects, authority)
         manager = {
             "Version": __version__,
             "Host": self._backend.describe(),
@@ -120,7 +125,9 @@ class Daemon:
         self._keep_journal()
         return Dispatcher(connection, contract, tree, handlers)
 
-    def _make_handlers(self, objects: Objects, authority: Authority) -> dict[tuple[str, str], Handler]:
+    def _make_handlers(
+        self, connection: Connection, objects: Objects, authority: Authority
+    ) -> dict[tuple[str, str], Handler]:
         engine = self._engine
         return {
             **Verbs(engine.inventory, engine.lifecycle, objects, authority).handlers(),
@@ -130,6 +137,9 @@ class Daemon:
             **LeaseVerbs(
                 engine.inventory, engine.leases, engine.jobs, objects, authority,
                 self._descriptors,
+            ).handlers(),
+            **RecoveryVerbs(
+                engine.inventory, engine.leases, engine.recovery, objects, authority, connection
             ).handlers(),
         }  # fmt: skip
 
@@ -145,7 +155,7 @@ class Daemon:
             objects.show_lease(lease, engine.leases.vf_address(lease))
 
         def end(lease: Lease) -> None:
-            self._descriptors.close(lease.number)
+            self._stream.close(lease)
             objects.drop_lease(lease)
             engine.policy.note_pf(lease.pf)  # what it was in the way of may be done now
 

@@ -11,6 +11,7 @@ BIND_DRIVER = "org.sriovd1.bind-driver"
 MANAGE_POLICY = "org.sriovd1.manage-policy"
 RESET = "org.sriovd1.reset"
 HOTPLUG = "org.sriovd1.hotplug"
+RECOVER = "org.sriovd1.recover"
 SIMULATE = "org.sriovd1.simulate"  # no polkit action of that name exists: the simulated host is its owner's
 
 # What cancelling a job needs: what starting it needs. The jobs of a lease bind drivers for its owner, who
@@ -29,4 +30,5 @@ ACTION_OF_OPERATION = {
     "PrepareLease": BIND_DRIVER,
     "Release": LEASE,
     "CleanLease": BIND_DRIVER,
+    "Recover": RECOVER,
 }

@@ -29,6 +29,7 @@ PHYSICAL_FUNCTION = "org.sriovd1.PhysicalFunction"
 VIRTUAL_FUNCTION = "org.sriovd1.VirtualFunction"
 JOB = "org.sriovd1.Job"
 LEASE_INTERFACE = "org.sriovd1.Lease"
+RECOVERY = "org.sriovd1.Recovery"
 SIMULATOR_INTERFACE = "org.sriovd1.Simulator"
 
 _PATHS_KEPT = 1024
@@ -166,12 +167,16 @@ class Objects:
         inventory: Inventory,
         jobs: JobRegistry,
         standing_of: Callable[[PciAddress], Standing] = lambda _: Standing(),
+        recovery_of: Callable[[Adapter | Function], Interfaces] = lambda _: {},
     ) -> None:
+        """`recovery_of`: the interfaces that recovery adds to a new object, and keeps up to date."""
         self._tree = tree
         self._inventory = inventory
         self._standing_of = standing_of
+        self._recovery_of = recovery_of
         self._leases: dict[str, int] = {}
         self._addresses: dict[str, PciAddress] = {}
+        self._slots: dict[str, str] = {}
         self._jobs: dict[str, Job] = {}
         inventory.listen(self._take_change)
         jobs.on_added = self._add_job
@@ -185,6 +190,11 @@ class Objects:
         if path not in self._addresses:
             raise NoSuchObject(f"there is no object '{path}'")
         return self._addresses[path]
+
+    def target_at(self, path: str) -> str | PciAddress:
+        """The slot of the adapter, or the address of the function, whose object is at `path`. Raises
+        NoSuchObject, as above."""
+        return self._slots.get(path) or self.address_at(path)
 
     def lease_at(self, path: str) -> int:
         """The number of the lease whose object is at `path`. Raises NoSuchObject, as above."""
@@ -227,16 +237,22 @@ class Objects:
             case FunctionChange(after=Function() as function):
                 self._update(function_path(function.address), self._interfaces_of(function))
             case AdapterChange(before=None, after=Adapter() as adapter):
-                self._tree.add(adapter_path(adapter.slot), adapter_interfaces(adapter))
+                self._add_adapter(adapter)
             case AdapterChange(before=Adapter() as adapter, after=None):
+                del self._slots[adapter_path(adapter.slot)]
                 self._tree.remove(adapter_path(adapter.slot))
             case AdapterChange(after=Adapter() as adapter):
                 self._update(adapter_path(adapter.slot), adapter_interfaces(adapter))
 
+    def _add_adapter(self, adapter: Adapter) -> None:
+        path = adapter_path(adapter.slot)
+        self._slots[path] = adapter.slot
+        self._tree.add(path, {**adapter_interfaces(adapter), **self._recovery_of(adapter)})
+
     def _add_function(self, function: Function) -> None:
         path = function_path(function.address)
         self._addresses[path] = function.address
-        self._tree.add(path, self._interfaces_of(function))
+        self._tree.add(path, {**self._interfaces_of(function), **self._recovery_of(function)})
         self._recount_vfs(function)
 
     def _remove_function(self, function: Function) -> None:

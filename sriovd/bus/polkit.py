@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from sriovd.bus.calls import BusError, ServiceMissing
 from sriovd.bus.connection import Connection
 from sriovd.bus.dispatch import Caller
+from sriovd.bus.presence import wait_while_present
 from sriovd.bus.signature import Value, Variant
 from sriovd.core.errors import NotAuthorized
 
@@ -70,19 +71,12 @@ class Authority:
     ) -> tuple[bool, bool]:
         """A question with a dialog: it may take minutes, so it ends when the caller does."""
         cancellation_id = next(self._ids)
-        question = asyncio.ensure_future(self._ask(caller, action, details, cancellation_id))
-        watch = None
+        question = self._ask(caller, action, details, cancellation_id)
         try:
-            watch = await self._connection.watch_name(caller.sender, question.cancel)
-            return await question
+            return await wait_while_present(self._connection, caller.sender, question)
         except asyncio.CancelledError:
-            question.cancel()
             await self._cancel(cancellation_id)
             raise
-        finally:
-            question.cancel()
-            if watch is not None:
-                await watch.cancel()
 
     async def _ask(
         self, caller: Caller, action: str, details: Mapping[str, str], cancellation_id: str

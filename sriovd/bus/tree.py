@@ -2,9 +2,10 @@
 
 All changes of one turn of the event loop are one transaction: an object is announced once, with everything
 it has; PropertiesChanged leaves once per object and interface, with what differs from what was last
-announced. Replies call flush() first, so a caller has seen every signal that his call caused. A change costs
-the same however many objects there are. Waits for nothing; sends through the function that it is given. A
-value that was given is the tree's: a list or dictionary must not be changed afterwards, only replaced.
+announced; other signals follow, in their order. Replies call flush() first, so a caller has seen every
+signal that his call caused. A change costs the same however many objects there are. Waits for nothing; sends
+through the function that it is given. A value that was given is the tree's: a list or dictionary must not be
+changed afterwards, only replaced.
 Rules: D-Bus specification, "org.freedesktop.DBus.ObjectManager" and "org.freedesktop.DBus.Properties".
 """
 
@@ -71,6 +72,7 @@ class Tree:
         self._objects: dict[str, dict[str, dict[str, Value]]] = {}
         self._children: dict[str, set[str]] = {}  # node -> the names of the nodes right below it
         self._pending: dict[str, _Pending] = {}
+        self._queued: list[tuple[str, str, str, str, Buffer]] = []  # other signals, as Emit takes them
 
     def __contains__(self, path: object) -> bool:
         return path in self._objects
@@ -191,19 +193,23 @@ class Tree:
         return buffer
 
     def emit_signal(self, path: str, interface: str, member: str, *args: Value) -> None:
-        """Send a signal of the contract, after all changes so far. Raises WireError, KeyError if there is
-        none such.
+        """Send a signal of the contract at the end of this transaction, after all its changes. Raises
+        WireError, KeyError if there is none such.
         """
         signal = self._contract.interfaces[interface].signals[member]
         body = encode_body(signal.signature, args)
-        self.flush()
-        self._emit(path, interface, member, signal.signature, body)
+        self._begin()
+        self._queued.append((path, interface, member, signal.signature, body))
 
     def flush(self) -> None:
         """Announce what has changed. New objects come before the properties that may name them."""
-        if not self._pending:
-            return
         pending, self._pending = self._pending, {}
+        queued, self._queued = self._queued, []
+        self._announce(pending)
+        for signal in queued:
+            self._emit(*signal)
+
+    def _announce(self, pending: Mapping[str, _Pending]) -> None:
         for path, item in pending.items():
             if item.replaced and path in self._objects:
                 self._announce_removed(path, item.announced)
@@ -276,9 +282,13 @@ class Tree:
 
     def _touch(self, path: str, announced: frozenset[str]) -> _Pending:
         """The record of `path` in this transaction; `announced` counts only when it is the first of it."""
-        if not self._pending:
-            self._schedule(self.flush)
+        self._begin()
         return self._pending.setdefault(path, _Pending(announced))
+
+    def _begin(self) -> None:
+        """Something is to be announced: at the end of this turn, if not before."""
+        if not self._pending and not self._queued:
+            self._schedule(self.flush)
 
     def _grow(self, path: str) -> None:
         """Make the nodes on the way to `path` that are not there yet."""

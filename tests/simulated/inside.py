@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +41,14 @@ class Inside:
 
 
 @asynccontextmanager
-async def running_inside(address: str, root: str, **options: Any) -> AsyncIterator[Inside]:
-    """A daemon on the bus at `address`, on a simulated host of its own; `options`: SimulatedBackend's."""
+async def running_inside(
+    address: str, root: str, prepare: Callable[[Daemon], None] = lambda _: None, **options: Any
+) -> AsyncIterator[Inside]:
+    """A daemon on the bus at `address`, on a simulated host of its own; `options`: SimulatedBackend's.
+    `prepare`: is given the daemon before it serves."""
     backend = SimulatedBackend(root, **options)
     daemon = Daemon(backend, Settings(bus=address, private=True))
+    prepare(daemon)
     ready = asyncio.Event()
     task = asyncio.create_task(daemon.run(ready.set))
     waiting = asyncio.create_task(ready.wait())

@@ -19,6 +19,7 @@ from tests.simulated.client import (
     OBJECT_MANAGER,
     PHYSICAL_FUNCTION,
     PROPERTIES,
+    RECOVERY,
     ROOT,
     SIMULATOR,
     VF0,
@@ -38,9 +39,9 @@ Shape = dict[tuple[str, ...], tuple[str, ...]]
 
 OBJECTS = [
     (ROOT, {MANAGER, OBJECT_MANAGER}),
-    (adapter_path("0000:01:00"), {ADAPTER}),
-    (function_path(IGB0), {FUNCTION, PHYSICAL_FUNCTION}),
-    (function_path(VF0), {FUNCTION, VIRTUAL_FUNCTION}),
+    (adapter_path("0000:01:00"), {ADAPTER, RECOVERY}),
+    (function_path(IGB0), {FUNCTION, PHYSICAL_FUNCTION, RECOVERY}),
+    (function_path(VF0), {FUNCTION, VIRTUAL_FUNCTION, RECOVERY}),
     (f"{ROOT}/simulator", {SIMULATOR}),
     ("JOB", {JOB}),
     ("LEASE", {LEASE}),

@@ -56,6 +56,8 @@ class LeaseKeeper:
         self._opening: set[int] = set()  # leases whose groups are being opened
         self.is_held: Callable[[Place], bool] = lambda _: False  # by a recovery: see hold_by
 
+        self._left: dict[PciAddress, int] = {}  # leases by the address that their VF was at last
+
     def listen(self, on_change: Callable[[Lease], None], on_end: Callable[[Lease], None]) -> None:
         """Call `on_change` with every new state of a lease, and `on_end` when one is over."""
         self._lives.on_change, self._lives.on_end = on_change, on_end
@@ -72,26 +74,39 @@ class LeaseKeeper:
         """Every lease."""
         return list(self._lives.leases.values())
 
-    def find_at(self, place: Place) -> Lease | None:
+    def find_at_place(self, place: Place) -> Lease | None:
         """The lease that has the VF at `place`."""
         number = self._lives.places.get(place)
         return None if number is None else self._lives.leases[number]
 
+    def find_at(self, address: PciAddress) -> Lease | None:
+        """The lease of the VF at `address`, also while that VF is away: it is made again at its place."""
+        function = self._inventory.functions.get(address)
+        if function is not None:
+            return self.get(self._lives.places.get(place_of(function), 0)) if function.virtual else None
+        lease = self.get(self._left.get(address, 0))
+        return lease if lease is not None and self.vf_address(lease) is None else None
+
     def describe_lease_of(self, address: PciAddress) -> str:
         """Whose lease the VF at `address` is under; empty for nobody's."""
-        function = self._inventory.functions.get(address)
-        number = self._lives.places.get(place_of(function)) if function and function.virtual else None
-        if number is None:
-            return ""
-        lease = self._lives.leases[number]
-        return f"{lease.name!r} (uid {lease.uid}, lease {number})"
+        lease = self.find_at(address)
+        return f"{lease.name!r} (uid {lease.uid}, lease {lease.number})" if lease else ""
 
     def require_own(self, number: int, uid: int, name: str, *, trusted: bool = False) -> Lease:
         """The lease of that number, if it is theirs: the same answer for another's and for none. `trusted`:
         any user's. Raises NotOwner."""
         lease = self.get(number)
-        if lease is None or lease.name != name or (lease.uid != uid and not trusted):
+        if lease is None or not lease.is_of(uid, name, trusted):
             raise NotOwner(f"You have no lease {number} as {name[:64]!r}.", "Leases end by Release.")
+        return lease
+
+    def require_own_at(self, address: PciAddress, uid: int, name: str, *, trusted: bool = False) -> Lease:
+        """As require_own, for the lease of the VF at `address`: another's, none, and no VF are the same."""
+        lease = self.find_at(address)
+        if lease is None or not lease.is_of(uid, name, trusted):
+            raise NotOwner(
+                f"You have no lease on a VF at {address} as {name[:64]!r}.", "Leases end by Release."
+            )
         return lease
 
     def vf_address(self, lease: Lease) -> PciAddress | None:
@@ -260,6 +275,8 @@ class LeaseKeeper:
         number = self._lives.places.get(place_of(vf))
         if number is None:
             return
+        if change.after is None:
+            self._left[vf.address] = number
         if change.after is None and vf.generation == self._lives.leases[number].generation:
             self._lives.fire(number, LeaseEvent.VF_GONE)
         elif change.before is None:

@@ -52,6 +52,10 @@ class Lease:
     def __str__(self) -> str:
         return f"lease {self.number} (VF {self.index} of {self.pf})"
 
+    def is_of(self, uid: int, name: str, trusted: bool) -> bool:
+        """Whether it is that owner's. `trusted`: of any user who has given it that name."""
+        return self.name == name and (self.uid == uid or trusted)
+
     def to_dict(self) -> dict[str, int | str | bool]:
         """The record as JSON has it: the address and the state are text."""
         return asdict(self) | {"pf": str(self.pf), "state": self.state.value}

@@ -179,7 +179,7 @@ class VfWork:
 
     def _lease_of(self, place: Place) -> Lease | None:
         """The lease that has the VF, unless it is on its way out."""
-        lease = self._site.leases.find_at(place)
+        lease = self._site.leases.find_at_place(place)
         over = (LeaseState.RELEASING, LeaseState.CLEANING, LeaseState.RELEASED, LeaseState.FAILED)
         return None if lease is None or lease.state in over else lease
 

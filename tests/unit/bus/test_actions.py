@@ -22,6 +22,7 @@ from sriovd.bus.actions import (
     INSPECT,
     LEASE,
     MANAGE_POLICY,
+    RECOVER,
     RESET,
     SET_NUM_VFS,
     SIMULATE,
@@ -37,6 +38,7 @@ from sriovd.bus.objects import (
     LEASE_INTERFACE,
     MANAGER,
     PHYSICAL_FUNCTION,
+    RECOVERY,
     SIMULATOR_INTERFACE,
     VIRTUAL_FUNCTION,
     Objects,
@@ -46,6 +48,8 @@ from sriovd.bus.objects import (
 )
 from sriovd.bus.policy_verbs import PolicyVerbs
 from sriovd.bus.polkit import Authority
+from sriovd.bus.recovery_objects import RecoveryObjects
+from sriovd.bus.recovery_verbs import RecoveryVerbs
 from sriovd.bus.signature import Variant
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
@@ -56,6 +60,7 @@ from sriovd.core.lifecycle import CountOptions
 from sriovd.daemon import _CONTRACT_FILE, _contract_for
 from sriovd.pci import PciAddress
 
+from .fakedesk import Everybody
 from .support import in_loop
 
 PF, VF, OWNER, TENANT, STRANGER = "0000:01:00.0", "0000:01:10.0", "vm", 1000, 1001
@@ -82,6 +87,12 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (MANAGER, "Acquire"): (LEASE, (OWNER, OPTIONS)),
     (MANAGER, "Release"): (LEASE, (1, OWNER, OPTIONS)),
     (MANAGER, "OpenGroup"): (LEASE, (1, OWNER)),
+    (MANAGER, "Unfreeze"): (LEASE, (VF, OWNER, OPTIONS)),
+    (MANAGER, "WaitPermitted"): (LEASE, (VF, OWNER, 0)),
+    (MANAGER, "Recover"): (RECOVER, (PF, OPTIONS)),
+    (MANAGER, "Lift"): (RECOVER, (PF, OPTIONS)),
+    (MANAGER, "ListBundles"): (INSPECT, ("0000:01:00",)),
+    (MANAGER, "ReadBundle"): (RECOVER, (1, "text")),
     (FUNCTION, "Bind"): (BIND_DRIVER, ("pci-stub", OPTIONS)),
     (FUNCTION, "Unbind"): (BIND_DRIVER, (OPTIONS,)),
     (FUNCTION, "Reset"): (RESET, (OPTIONS,)),
@@ -93,6 +104,12 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (VIRTUAL_FUNCTION, "SetAttributes"): (CONFIGURE, ({"trust": Variant("b", True)}, OPTIONS)),
     (LEASE_INTERFACE, "Release"): (LEASE, (OWNER, OPTIONS)),
     (LEASE_INTERFACE, "OpenGroup"): (LEASE, (OWNER,)),
+    (RECOVERY, "Unfreeze"): (LEASE, (OWNER, OPTIONS)),
+    (RECOVERY, "WaitPermitted"): (LEASE, (OWNER, 0)),
+    (RECOVERY, "Recover"): (RECOVER, (OPTIONS,)),
+    (RECOVERY, "Lift"): (RECOVER, (OPTIONS,)),
+    (RECOVERY, "ListBundles"): (INSPECT, ()),
+    (RECOVERY, "ReadBundle"): (RECOVER, (1, "text")),
     (JOB, "Wait"): (INSPECT, (0,)),
     (JOB, "Cancel"): (SET_NUM_VFS, ()),
     (SIMULATOR_INTERFACE, "ListProfiles"): (SIMULATE, ()),
@@ -111,6 +128,7 @@ PATHS = {
     FUNCTION: function_path(PciAddress.parse(VF)),
     VIRTUAL_FUNCTION: function_path(PciAddress.parse(VF)),
     PHYSICAL_FUNCTION: function_path(PciAddress.parse(PF)),
+    RECOVERY: function_path(PciAddress.parse(VF)),
     LEASE_INTERFACE: lease_path(1),
     JOB: job_path(1),
 }
@@ -140,7 +158,10 @@ class Service:
         self.engine = engine = Engine(backend, Places())
         self.authority = RecordingAuthority()
         self.tree = Tree(_contract_for(simulated=True), lambda *_: None, schedule=lambda _: None)
-        objects = Objects(self.tree, engine.inventory, engine.jobs, engine.standings.of)
+        recovery = RecoveryObjects(self.tree, engine.inventory, engine.recovery)
+        objects = Objects(
+            self.tree, engine.inventory, engine.jobs, engine.standings.of, recovery.interfaces_of
+        )  # fmt: skip
         self.descriptors = Descriptors(engine.leases.owner_gone)
         engine.leases.listen(
             lambda lease: objects.show_lease(lease, engine.leases.vf_address(lease)), objects.drop_lease
@@ -157,6 +178,9 @@ class Service:
             **verbs.handlers(),
             **policy.handlers(),
             **leases.handlers(),
+            **RecoveryVerbs(
+                engine.inventory, engine.leases, engine.recovery, objects, self.authority, Everybody()
+            ).handlers(),
             **SimulatorVerbs(backend, self.authority).handlers(),
         }
 

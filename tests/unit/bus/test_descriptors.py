@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -126,3 +128,92 @@ async def test_an_end_that_has_outlived_a_daemon_is_watched_as_before() -> None:
     assert len(second.ends) == 1
     ends.theirs.close()
     await until(lambda: second.closed == [7])
+
+
+def lines_of(end: socket.socket) -> list[dict[str, Any]]:
+    """What can be read now."""
+    end.setblocking(False)
+    data = b""
+    try:
+        while chunk := end.recv(1 << 20):
+            data += chunk
+    except BlockingIOError:
+        pass
+    assert data.endswith(b"\n") or not data
+    return [json.loads(line) for line in data.splitlines()]
+
+
+@in_loop
+async def test_an_owner_reads_what_is_told_and_then_the_end() -> None:
+    told = Kept()
+    ends = told.ends.make(ALICE)
+    told.ends.watch(1, ends.own, ALICE)
+    told.ends.tell(1, {"state": "frozen", "reason": "Täter"})
+    told.ends.tell(2, {"state": "online"})
+    assert lines_of(ends.theirs) == [{"state": "frozen", "reason": "Täter"}]
+    told.ends.tell(1, {"state": "online"})
+    told.ends.close(1)
+    assert lines_of(ends.theirs) == [{"state": "online"}]
+    assert ends.theirs.recv(1) == b""
+    told.ends.tell(1, {"state": "frozen"})
+    ends.theirs.close()
+
+
+@in_loop
+async def test_what_a_slow_reader_has_no_room_for_is_counted_and_nothing_waits_for_him() -> None:
+    told = Kept()
+    ends = told.ends.make(ALICE)
+    told.ends.watch(1, ends.own, ALICE)
+    for _ in range(2):
+        for number in range(1000):
+            told.ends.tell(1, {"number": number})
+        first = lines_of(ends.theirs)
+        assert 40 <= len(first) < 200
+        assert [line["number"] for line in first] == list(range(len(first)))
+        told.ends.tell(1, {"number": 1000})
+        told.ends.tell(1, {"number": 1001})
+        assert lines_of(ends.theirs) == [{"number": 1000, "lost": 1000 - len(first)}, {"number": 1001}]
+    told.ends.close(1)
+    assert not told.ends._lost
+    ends.theirs.close()
+
+
+@in_loop
+async def test_a_line_goes_whole_whatever_its_texts_are() -> None:
+    told = Kept()
+    ends = told.ends.make(ALICE)
+    told.ends.watch(1, ends.own, ALICE)
+    longest = dict.fromkeys(("state", "cause", "reason"), "🔥" * 5000)
+    for _ in range(10):
+        told.ends.tell(1, longest)
+    lines = lines_of(ends.theirs)
+    assert lines
+    assert lines[0] == {name: text[:256] for name, text in longest.items()}
+    ends.theirs.close()
+
+
+@in_loop
+async def test_neither_an_unread_line_nor_reading_one_is_a_hangup() -> None:
+    told = Kept()
+    ends = told.ends.make(ALICE)
+    told.ends.watch(1, ends.own, ALICE)
+    looked = 0
+
+    def note() -> None:
+        nonlocal looked
+        looked += 1
+
+    told.ends._look, original = note, told.ends._look  # type: ignore[method-assign]
+    for number in range(100):
+        told.ends.tell(1, {"number": number})
+        await asyncio.sleep(0)
+    lines_of(ends.theirs)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (looked, told.closed) == (0, [])
+    told.ends._look = original  # type: ignore[method-assign]
+    told.ends.tell(1, {"number": 0})
+    ends.theirs.close()  # with a line unread
+    told.ends.tell(1, {"number": 1})
+    told.ends._look()
+    assert (told.closed, len(told.ends)) == ([1], 0)

@@ -42,6 +42,7 @@ async def test_a_burst_of_signals_at_a_bus_that_does_not_read_loses_nothing(bus:
         bus.process.send_signal(signal.SIGSTOP)
         for number in range(count):
             service.tree.emit_signal(object_path(0), THING, "Poked", number)
+        service.tree.flush()
         everything = service.connection.queued_bytes
         await asyncio.sleep(0)
         assert 0 < service.connection.queued_bytes < everything  # the socket is full

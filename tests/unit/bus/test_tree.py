@@ -86,6 +86,23 @@ def test_the_annotation_decides_what_is_said(recorder: Recorder) -> None:
         recorder.tree.update(object_path(0), THING, {"Name": "other"})
 
 
+def test_other_signals_follow_what_changes_in_the_same_transaction_in_their_order(
+    recorder: Recorder,
+) -> None:
+    recorder.tree.emit_signal(object_path(0), THING, "Poked", 1)
+    assert len(recorder.scheduled) == 1
+    recorder.tree.update(object_path(0), THING, {"Driver": "none"})
+    recorder.tree.emit_signal(object_path(0), THING, "Poked", 2)
+    recorder.tree.update(object_path(0), THING, {"Driver": "vfio-pci"})
+    assert (len(recorder.scheduled), recorder.signals) == (1, [])
+    assert recorder.flushed() == [
+        (object_path(0), "PropertiesChanged", [THING, {"Driver": "vfio-pci"}, []]),
+        (object_path(0), "Poked", [1]),
+        (object_path(0), "Poked", [2]),
+    ]
+    assert recorder.flushed() == []
+
+
 def test_an_object_is_announced_with_its_latest_values(recorder: Recorder) -> None:
     recorder.tree.add(object_path(1), {THING: thing(), PART: _PART})
     recorder.tree.update(object_path(1), THING, {"Count": 9})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sriovd.core.errors import (
 )
 from sriovd.core.lease import keeper
 from sriovd.core.lease.choose import Wish
+from sriovd.core.lease.record import LeaseState
 from sriovd.pci import PciAddress
 
 from .leasehost import ALICE, BOB, IGB, QEMU, VF0, VF1, on_host, world
@@ -54,6 +56,41 @@ async def test_not_yours_and_not_there_are_the_same_answer(tmp_path: Path) -> No
                 host.leases.require_own(number, uid, name)
             texts.add(str(refused.value).replace(f"lease {number}", "").replace(f"'{name}'", ""))
         assert len(texts) == 1
+
+
+@on_host
+async def test_at_an_address_another_none_and_no_vf_are_the_same_answer(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(ALICE, "vm", AT_VF0)
+        assert host.leases.require_own_at(VF0, ALICE, "vm") == lease
+        assert host.leases.require_own_at(VF0, 0, "vm", trusted=True) == lease
+        others = [(VF0, BOB), (VF1, ALICE), (IGB, ALICE), (PciAddress(9, 9, 9, 7), ALICE)]
+        texts = set()
+        for address, uid in others:
+            with pytest.raises(NotOwner) as refused:
+                host.leases.require_own_at(address, uid, "vm")
+            texts.add(str(refused.value).replace(str(address), ""))
+        assert len(texts) == 1
+
+
+@on_host
+async def test_a_lease_is_found_where_its_vf_was_until_it_is_elsewhere(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        assert [host.leases.find_at(each) for each in (VF0, VF1, IGB)] == [lease, None, None]
+        await host.set_num_vfs(0, force=True)
+        await host.until_state(lease.number, LeaseState.ABSENT)
+        assert [host.leases.find_at(each) for each in (VF0, VF1)] == [host.leases.get(lease.number), None]
+        assert host.leases.describe_lease_of(VF0) == "'vm' (uid 1000, lease 1)"
+        await host.set_num_vfs(2)
+        await host.until_state(lease.number, LeaseState.ACTIVE)
+        elsewhere = replace(host.vf(VF0).facts, address=(there := PciAddress(0, 1, 0x11, 0)), identity=99)
+        host.inventory.drop(VF0)
+        host.inventory.put(elsewhere)
+        assert [bool(host.leases.find_at(each)) for each in (VF0, there)] == [False, True]
+        host.inventory.drop(there)
+        await host.leases.release(lease.number, force=True)
+        assert [host.leases.find_at(each) for each in (VF0, there)] == [None, None]
 
 
 @on_host
