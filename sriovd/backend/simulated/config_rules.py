@@ -50,7 +50,8 @@ def _update(host: Host, dev: Device, offset: int, width: int, mask: int, value: 
     after = (before & ~mask | value & mask) & all_ones
     if before not in (all_ones, after):
         _write(dev, offset, after.to_bytes(width, "little"))
-        host.refresh(dev, ("config",))
+        for each in (dev, *host.list_vfs(dev)):  # which a PF's register may have brought to an end
+            host.refresh(each, ("config",))
     return str(before).encode()
 
 

@@ -12,6 +12,7 @@ from sriovd.backend.steps import StepResult, Verb
 from sriovd.backend.vf_attributes import parse_report
 from sriovd.pci import PciAddress
 
+from .errors import ALL_ONES, config
 from .support import IGB, NVME, VF, Sim, ignore, run_async, script, step
 
 PORT = "0000:00:01.0"
@@ -48,8 +49,7 @@ def shown(result: StepResult) -> str:
 def test_reading_gives_what_the_file_has(sim: Sim, address: str) -> None:
     sim.enable(IGB, 1)
     everything = read(sim, address, "0 4096")
-    with open(sim.backend.host.tree.path(sim.expand(f"{address}/config")), "rb") as file:
-        assert bytes.fromhex(everything) == file.read()
+    assert bytes.fromhex(everything) == config(sim, address)
     assert read(sim, address, "0 64") == everything[:128]
     assert read(sim, address, "52 1") == everything[104:106]
     assert read(sim, address, "4090 64") == everything[-12:]
@@ -60,7 +60,7 @@ def test_updating_changes_the_bits_of_the_mask_and_says_what_was(sim: Sim) -> No
     sim.enable(IGB, 1)
     assert update(sim, VF, BUS_MASTER) == "0"
     assert update(sim, VF, "4 2 4 65535") == "4"
-    assert read(sim, VF, "4 2") == "0400"
+    assert read(sim, VF, "4 2") == "0400" == config(sim, VF)[4:6].hex()
     assert update(sim, VF, "4 2 4 0") == "4"
     assert read(sim, VF, "4 4") == "00001000"
     assert not sim.device(VF).model.may_dma  # type: ignore[union-attr]
@@ -86,6 +86,20 @@ def test_an_update_that_makes_no_sense_is_refused(sim: Sim, argument: str) -> No
     before = read(sim, IGB, "0 4096")
     assert update(sim, IGB, argument) == "EINVAL"
     assert read(sim, IGB, "0 4096") == before
+
+
+def test_a_register_of_ones_is_taken_for_nobody(sim: Sim) -> None:
+    assert update(sim, IGB, "12 1 255 255") == "0"
+    assert update(sim, IGB, "12 1 255 0") == "255"
+    assert read(sim, IGB, "12 1") == "ff"
+    assert update(sim, IGB, "12 2 255 0") == "255" and read(sim, IGB, "12 2") == "0000"
+
+
+def test_vfs_end_with_the_register_that_enables_them(sim: Sim) -> None:
+    sim.enable(IGB, 1)
+    assert update(sim, IGB, f"{0x168} 2 1 0") == str(0x19)
+    assert config(sim, VF) == ALL_ONES
+    assert sim.read(f"{IGB}/sriov_numvfs") == "1\n"
 
 
 def test_registers_may_lie_anywhere_but_beyond_the_end(sim: Sim) -> None:

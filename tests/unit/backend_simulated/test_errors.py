@@ -1,15 +1,13 @@
-"""Errors and what the simulated kernel makes of them: who is told what and in which order, what is left."""
+"""Recovery from errors by the simulated kernel: who is told what and in which order, what is left."""
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import pytest
 
-from sriovd.backend.base import ErrorPath, ErrorRecord, Fault, LinkChanged, Severity, Uevent
-from sriovd.backend.model import PhysicalFunctionModel, VirtualFunctionModel
-from sriovd.backend.simulated import error_news
+from sriovd.backend.base import LinkChanged, Severity
+from sriovd.backend.model import VirtualFunctionModel
 from sriovd.backend.simulated.drivers import Vote
 from sriovd.backend.simulated.error_rules import handle_error, meet_error
 from sriovd.backend.simulated.kernel import Call
@@ -20,69 +18,17 @@ from sriovd.pci import PciAddress
 from tests.conformance.recorded import recording_path
 from tests.lab.recipe import DEFAULT_KERNEL
 
-from .support import IGB, IGB2, NVME, VF, VF1, Sim, describe, run_async
-
-PORT = "0000:00:01.0"
-HEADER = (0x4000_0001, 0x0000_220F, 0x1000_0000, 0)
-POISONED, TIMEOUT, MALFORMED, ECRC = 0x1000, 0x4000, 0x4_0000, 0x8_0000
-ALL_ONES = b"\xff" * 4096
-
-
-@pytest.fixture
-def card(sim: Sim) -> Sim:
-    """An igb with two VFs on vfio-pci."""
-    return equip(sim)
-
-
-def equip(sim: Sim) -> Sim:
-    sim.enable(IGB, 2)
-    for vf in (VF, VF1):
-        sim.bind(vf, "vfio-pci")
-    return sim
-
-
-def inject(
-    sim: Sim, address: str, severity: Severity, status: int = 0, header: tuple[int, ...] = ()
-) -> list[str]:
-    """What is told of the error, in order."""
-    sim.events()
-    sim.backend.inject_error(PciAddress.parse(address), severity, status, header)
-    return sim.events()
-
-
-def record_of(sim: Sim, address: str, severity: Severity, status: int = 0) -> ErrorRecord:
-    """The record of an error, which is the first thing that is told."""
-    sim.events()
-    sim.backend.inject_error(PciAddress.parse(address), severity, status, HEADER)
-    first = sim.backend.host.uevents.drain()[0]
-    assert isinstance(first, ErrorRecord)
-    return first
-
-
-def said(event: str, *addresses: str) -> list[str]:
-    return [f"{event} {address}" for address in addresses]
-
-
-def pf_model(sim: Sim, address: str = IGB) -> PhysicalFunctionModel:
-    model = sim.device(address).model
-    assert isinstance(model, PhysicalFunctionModel)
-    return model
-
-
-def config(sim: Sim, address: str) -> bytes:
-    """What `cat config` shows."""
-    with open(sim.backend.host.tree.path(sim.expand(f"{address}/config")), "rb") as file:
-        return file.read()
-
-
-def counters(sim: Sim, address: str) -> dict[str, dict[str, int]]:
-    found = sim.backend.read_error_counters(PciAddress.parse(address))
-    return {str(severity): dict(counts) for severity, counts in found.items() if counts["total"]}
-
-
-def log(sim: Sim, *words: str) -> list[str]:
-    """The lines without their times."""
-    return [line.partition("] ")[2] for line in sim.backend.host.errors.read_log(0, words or ("",))]
+from .errors import (
+    ALL_ONES,
+    PORT,
+    config,
+    equip,
+    inject,
+    log,
+    pf_model,
+    said,
+)
+from .support import IGB, IGB2, VF, VF1, Sim, describe, run_async
 
 
 @pytest.mark.parametrize("address", [IGB, VF1])
@@ -99,14 +45,6 @@ def test_a_nonfatal_error_walks_the_whole_subtree_and_leaves_everything_as_it_is
     assert pf.may_dma and pf.sriov.enabled_vfs == 2
     assert config(card, IGB)[0x10:0xA0] == before[0x10:0xA0], "after that Device Status tells of it"
     assert log(card)[-1] == f"pcieport {PORT}: AER: device recovery successful"
-
-
-def test_uevents_say_whether_the_device_is_online(card: Sim) -> None:
-    card.backend.inject_error(PciAddress.parse(IGB), Severity.NONFATAL, 0, ())
-    events = [event for event in card.backend.host.uevents.drain() if isinstance(event, Uevent)]
-    shown = {(each.properties["ERROR_EVENT"], each.properties["DEVICE_ONLINE"]) for each in events}
-    assert shown == {("BEGIN_RECOVERY", "0"), ("SUCCESSFUL_RECOVERY", "1")}
-    assert {str(each.action) for each in events} == {"change"}
 
 
 @pytest.mark.parametrize("driver", ["", "pci-stub"])
@@ -256,115 +194,6 @@ def test_where_the_link_comes_back_so_does_the_adapter(root: str) -> None:
     assert config(sim, VF) != ALL_ONES
 
 
-def test_a_correctable_error_is_recorded_and_counted_and_that_is_all(card: Sim) -> None:
-    assert inject(card, IGB, Severity.CORRECTED, 0x41) == [f"corrected {IGB}"]
-    inject(card, IGB, Severity.CORRECTED, 0x1)
-    assert counters(card, IGB) == {"corrected": {"RxErr": 2, "BadTLP": 1, "total": 2}}
-    assert card.read(f"{IGB}/aer_dev_correctable").startswith("RxErr 2\nBadTLP 1\nBadDLLP 0\n")
-    assert config(card, IGB)[0x110:0x114] == bytes(4), "the kernel clears the status"
-    assert counters(card, IGB2) == counters(card, VF) == {}
-
-
-def test_the_record_says_what_the_kernel_has_read(card: Sim) -> None:
-    record = record_of(card, IGB, Severity.NONFATAL, POISONED)
-    assert (record.status, record.tlp_header) == (POISONED, HEADER)
-    assert counters(card, IGB) == {"nonfatal": {"TLP": 1, "total": 1}}
-    fatal = record_of(card, IGB, Severity.FATAL, MALFORMED)
-    assert (fatal.status, fatal.tlp_header) == (0, ()), "a fatal error keeps the kernel's hands off"
-    assert "fatal" not in counters(card, IGB)
-    assert log(card, "Inaccessible") == [
-        f"igb {IGB}: AER: PCIe Bus Error: severity=Uncorrectable (Fatal), type=Inaccessible, "
-        "(Unregistered Agent ID)"
-    ]
-
-
-def test_the_log_is_in_the_kernels_words(card: Sim) -> None:
-    record_of(card, VF, Severity.NONFATAL, TIMEOUT | POISONED)
-    assert log(card)[:6] == [
-        f"pcieport {PORT}: AER: Uncorrectable (Non-Fatal) error message received from {VF}",
-        f"vfio-pci {VF}: PCIe Bus Error: severity=Uncorrectable (Non-Fatal), type=Transaction Layer, "
-        "(Requester ID)",
-        f"vfio-pci {VF}:   device [8086:10ca] error status/mask=00005000/00000000",
-        f"vfio-pci {VF}:    [12] TLP                    (First)",
-        f"vfio-pci {VF}:    [14] CmpltTO               ",
-        f"vfio-pci {VF}: AER:   TLP Header: 40000001 0000220f 10000000 00000000",
-    ]
-
-
-def test_the_log_can_be_asked_for_a_time_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(1_999_999)
-    monkeypatch.setattr(error_news, "now_usec", lambda: next(clock))
-    news = error_news.ErrorNews()
-    for text in ("igb 1: up", "igb 2: up", "igb 1: down"):
-        news.note(text)
-    assert news.read_log(0, ("igb 1",)) == ["[    1.999999] igb 1: up", "[    2.000001] igb 1: down"]
-    assert news.read_log(2_000_000, ("up", "down")) == [
-        "[    2.000000] igb 2: up",
-        "[    2.000001] igb 1: down",
-    ]
-    assert news.read_log(0, ("no such word",)) == news.read_log(2_000_002, ("igb",)) == []
-    for _ in range(300):
-        news.note("again")
-    assert len(news.read_log(0, ("igb", "again"))) == 200
-
-
-def test_what_is_hidden_is_not_told(card: Sim) -> None:
-    card.backend.hide_errors(["records"])
-    assert inject(card, IGB, Severity.NONFATAL)[0] == f"BEGIN_RECOVERY {IGB}"
-    assert not card.backend.read_error_path(PciAddress.parse(IGB)).is_recorded
-    card.backend.hide_errors(["uevents", "counters"])
-    counted = counters(card, IGB)
-    assert inject(card, IGB, Severity.NONFATAL) == [f"nonfatal {IGB}"]
-    assert counters(card, IGB) == counted == {"nonfatal": {"CmpltTO": 1, "total": 1}}
-    card.backend.hide_errors([])
-    assert len(inject(card, IGB, Severity.NONFATAL)) == 7 and counters(card, IGB) != counted
-    with pytest.raises(ValueError, match="no source of errors 'rumours'"):
-        card.backend.hide_errors(["rumours"])
-
-
-@pytest.mark.parametrize(
-    ("verb", "first"),
-    [
-        ("lose-record", [f"BEGIN_RECOVERY {IGB}"]),
-        ("reorder-record", [f"BEGIN_RECOVERY {IGB}", f"nonfatal {IGB}"]),
-        ("repeat-record", [f"nonfatal {IGB}", f"nonfatal {IGB}", f"BEGIN_RECOVERY {IGB}"]),
-        ("repeat-event", [f"nonfatal {IGB}", f"BEGIN_RECOVERY {IGB}", f"BEGIN_RECOVERY {IGB}"]),
-        ("reorder-event", [f"nonfatal {IGB}", f"BEGIN_RECOVERY {VF}", f"BEGIN_RECOVERY {IGB}"]),
-        ("lose-event", [f"nonfatal {IGB}", "lost", f"BEGIN_RECOVERY {VF}"]),
-    ],
-)
-def test_misfortunes_of_the_news(card: Sim, verb: str, first: list[str]) -> None:
-    card.backend.inject_fault(Fault(verb, PciAddress.parse(IGB), times=1))
-    assert inject(card, IGB, Severity.NONFATAL)[: len(first)] == first
-
-
-@pytest.mark.parametrize(
-    ("address", "severity", "status", "header", "message"),
-    [
-        (NVME, Severity.NONFATAL, 0, (), "no AER capability"),
-        (PORT, Severity.NONFATAL, 0, (), "no PF or VF is at"),
-        ("0000:07:00.0", Severity.FATAL, 0, (), "no PF or VF is at"),
-        (IGB, Severity.FATAL, TIMEOUT, (), "the severity register of 0000:01:00.0 makes 0x4000 nonfatal"),
-        (VF, Severity.FATAL, 0, (), "no usual fatal error"),
-        (IGB, Severity.CORRECTED, 0x2000, (), "masks such an error"),
-        (VF, Severity.NONFATAL, ECRC, (), "this function logs"),
-        (IGB, Severity.NONFATAL, 0, (1, 2), "a TLP header has 4 dwords"),
-    ],
-)
-def test_what_cannot_be_is_refused(
-    card: Sim, address: str, severity: Severity, status: int, header: tuple[int, ...], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        inject(card, address, severity, status, header)
-    assert card.events() == []
-
-
-def test_a_dead_vf_has_no_errors(card: Sim) -> None:
-    inject(card, IGB, Severity.FATAL)
-    with pytest.raises(ValueError, match="does not answer"):
-        inject(card, VF, Severity.NONFATAL)
-
-
 def test_a_second_error_waits_until_the_first_is_dealt_with(card: Sim) -> None:
     card.device(VF).lock.held = True  # a driver that does not come back
     for address in (IGB, VF1):
@@ -376,15 +205,6 @@ def test_a_second_error_waits_until_the_first_is_dealt_with(card: Sim) -> None:
         card.kernel.resume()
     told = card.events()
     assert told.index(f"nonfatal {VF1}") == told.index(f"SUCCESSFUL_RECOVERY {VF1}") + 1
-
-
-def test_the_way_of_errors(card: Sim) -> None:
-    path = card.backend.read_error_path(PciAddress.parse(VF))
-    assert path == ErrorPath((PciAddress.parse(PORT),), has_aer=True, is_native=True, is_recorded=True)
-    assert not card.backend.read_error_path(PciAddress.parse(NVME)).has_aer
-    assert card.backend.read_error_path(PciAddress.parse("0000:07:00.0")) == ErrorPath()
-    card.must("drivers/pcieport/unbind", PORT)
-    assert not card.backend.read_error_path(PciAddress.parse(VF)).is_native
 
 
 def test_a_frozen_function_reads_ones_loses_writes_and_does_no_dma(card: Sim) -> None:
