@@ -1,0 +1,1 @@
+"""Errors without a host: decoding, forensic bundles, their report."""
