@@ -110,6 +110,21 @@ def test_device_status_is_named() -> None:
     assert "  device control 0x2030: relaxed ordering; payload 256, read request 512 bytes" in lines
 
 
+def test_a_function_without_a_link_has_no_line_for_it() -> None:
+    assert not any("link" in line for line in describe_config(change(CONFIGS[VF], {0xB0: 0})))
+    trained = describe_config(change(CONFIGS[PF], {0xB0: 0x3083 << 16}))
+    assert "  link 8 GT/s x8: slot clock, active" in trained
+
+
+def test_device_select_timing_is_no_flag() -> None:
+    lines = describe_config(change(CONFIGS[PF], {0x04: 0x6610_0000}))
+    assert "status 0x6610: capabilities list, received master abort, signaled system error" in lines
+
+
+def test_a_bridge_may_be_one_of_several_functions() -> None:
+    assert "buses 01 to 01 below it" in describe_config(change(CONFIGS[PORT], {0x0C: 0x0081_0000}))
+
+
 def test_nothing_that_answers_is_said() -> None:
     assert describe_config(DEAD) == ("nothing answers: its configuration space reads all-ones",)
     assert describe_config(DEAD[:64]) == describe_config(DEAD)
