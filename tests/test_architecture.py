@@ -51,16 +51,21 @@ LIBRARIES = {
     "pyudev": ("sriovd.backend.linux",),
     "systemd": ("sriovd.daemon", "sriovd.__main__", "sriovd.keepsakes", "sriovd.backend.linux.kernel_log"),
 }
-# Parts of the standard library that some may not have: the model and a policy's meaning know no
-# files, no time and no waiting.
+# Parts of the standard library that some may not have: the model, a policy's meaning and the reading of an
+# error's traces know no files, no time and no waiting.
 NO_FILES_NO_TIME = ("asyncio", "os", "pathlib", "socket", "subprocess", "threading", "time")
 PURE_POLICY = (
     "combine", "document", "globs", "locate", "match", "model", "problems", "ranges", "reading", "schema",
     "tables", "wish_rules",
 )  # fmt: skip
+PURE_RECOVERY = (
+    "bundle", "bundle_size", "decode", "decode_aer", "decode_express", "decode_header", "decode_space",
+    "decode_tlp", "report",
+)  # fmt: skip
 FORBIDDEN = {
     "sriovd.backend.model": NO_FILES_NO_TIME,
     **{f"sriovd.core.policy.{name}": NO_FILES_NO_TIME for name in PURE_POLICY},
+    **{f"sriovd.core.recovery.{name}": NO_FILES_NO_TIME for name in PURE_RECOVERY},
 }
 
 
@@ -138,6 +143,7 @@ PLANTED = [
     ("sriovd.core.rules", "import msgspec"),
     ("sriovd.core.rules", "from .errors import Stuck"),
     ("sriovd.core.policy.reading", "import os"),
+    ("sriovd.core.recovery.report", "import time"),
     ("sriovd.core.policy.policy_set", "from sriovd.bus.verbs import Verbs"),
     ("sriovd.core.rules", "def later():\n    from sriovd.backend.linux.host import LinuxBackend"),
     ("sriovd.core.rules", "if TYPE_CHECKING:\n    from sriovd.bus.verbs import Verbs"),
