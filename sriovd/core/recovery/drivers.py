@@ -1,8 +1,8 @@
 """What drivers do about errors and resets: the tables that the audit and the ladder look into. Pure.
 
 Rule: a driver is only in a table when its `struct pci_error_handlers` was looked at, in the modules of Linux
-6.12 (and 6.1 and 7.2 where they were there, which agree) or in the source that is named; of any other it is
-not known. sysfs does not show what handlers a driver has.
+6.12 (those of 7.2 agree) or in the source that is named; of any other it is not known. sysfs does not show
+what handlers a driver has, and a much older kernel's may have fewer.
 """
 
 from __future__ import annotations
