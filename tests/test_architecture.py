@@ -46,7 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Libraries, and who alone may use them: a successor of one shall be a change in one place.
 LIBRARIES = {
     "dbus_next": ("sriovd.bus.transport",),
-    "msgspec": ("sriovd.core.policy",),
+    "msgspec": ("sriovd.core.policy", "sriovd.core.recovery.record"),
     "pyroute2": ("sriovd.backend.linux",),
     "pyudev": ("sriovd.backend.linux",),
     "systemd": ("sriovd.daemon", "sriovd.__main__", "sriovd.keepsakes", "sriovd.backend.linux.kernel_log"),

@@ -13,6 +13,7 @@ from tests.simulated.client import (
     ADAPTER,
     FUNCTION,
     PHYSICAL_FUNCTION,
+    RECOVERY,
     ROOT,
     VIRTUAL_FUNCTION,
     adapter_path,
@@ -37,8 +38,8 @@ def vf_links(device: Path) -> dict[int, str]:
 
 
 def expected_objects(root: str) -> Objects:
-    """The objects of all functions and adapters of the tree at `root`, without Generation and Quarantined,
-    of which a tree knows nothing."""
+    """The objects of all functions and adapters of the tree at `root`, without Generation, Quarantined and
+    Recovery, of which a tree knows nothing."""
     devices = Path(root) / "bus/pci/devices"
     objects: Objects = {}
     for device in devices.iterdir():
@@ -71,6 +72,7 @@ def shown_objects(managed: Objects) -> Objects:
         if path.startswith((f"{ROOT}/function/", f"{ROOT}/adapter/"))
     }
     for interfaces in shown.values():
+        del interfaces[RECOVERY]
         for name in ("Generation", "Quarantined"):
             interfaces.get(FUNCTION, {}).pop(name, None)
         for name in ("Policy", "PolicyState", "PolicyReason"):

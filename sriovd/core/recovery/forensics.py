@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sriovd.backend.base import Severity
 from sriovd.backend.steps import Chain, Script, Verb
 from sriovd.core.errors import BackendFailed, InvalidArgument, NoSuchFunction, SriovdError
 from sriovd.core.recovery.bundle import Bundle, BundleKind, Counters, FunctionDump, FunctionRole
@@ -44,8 +43,9 @@ class Forensics:
         self._heads = heads
 
     def note_well(self, slot: str) -> None:
-        """Remember the counters as they are now."""
-        self._before[slot] = self._count(slot)
+        """Remember the PFs' counters as they are now; VFs are too many to be asked without a reason."""
+        adapter = self._site.inventory.adapters.get(slot)
+        self._before[slot] = self._count(adapter.physical_functions if adapter else ())
 
     async def take(self, pe: AdapterPe, kind: BundleKind, title: str) -> int:
         """Take a bundle of the adapter and keep it: its number, 0 when it could not be kept."""
@@ -60,7 +60,7 @@ class Forensics:
             functions=await self._dump(pe),
             records=view.records,
             counters_before=self._before.get(pe.slot, {}),
-            counters_after=self._count(pe.slot),
+            counters_after=self._count(each.address for each in functions_of(self._site.inventory, pe.slot)),
             kernel_log=tuple(await self._read_log(pe, view.since_usec)),
             actions=tuple(await self._list_actions(pe.slot)),
         )
@@ -90,13 +90,9 @@ class Forensics:
         except ValueError as error:
             raise BackendFailed(f"Bundle {number} makes no sense: {error}.") from error
 
-    def _count(self, slot: str) -> Counters:
-        counters: dict[PciAddress, Mapping[Severity, Mapping[str, int]]] = {}
-        for function in functions_of(self._site.inventory, slot):
-            counts = self._site.backend.read_error_counters(function.address)
-            if counts:
-                counters[function.address] = counts
-        return counters
+    def _count(self, addresses: Iterable[PciAddress]) -> Counters:
+        read = ((each, self._site.backend.read_error_counters(each)) for each in addresses)
+        return {address: counts for address, counts in read if counts}
 
     async def _dump(self, pe: AdapterPe) -> tuple[FunctionDump, ...]:
         functions = functions_of(self._site.inventory, pe.slot)
