@@ -33,6 +33,7 @@ _PAGES = 32  # more than a buffer holds
 _READ_BYTES = 1 << 16  # more than a page of the buffer has, on any architecture
 _PAGE_FIELDS = ("timestamp", "commit", "data")
 _FIELDS = ("common_type", "dev_name", "status", "severity", "tlp_header_valid", "tlp_header")
+_HEADER_WORDS = 4
 # drivers/pci/pci.h AER_NONFATAL, AER_FATAL, AER_CORRECTABLE
 _SEVERITIES = (Severity.NONFATAL, Severity.FATAL, Severity.CORRECTED)
 
@@ -130,17 +131,27 @@ def to_record(event: EventFormat, time_nsec: int, data: bytes) -> ErrorRecord | 
     try:
         if fields["common_type"].read(data) != event.number:  # somebody has written to trace_marker
             return None
-        header = fields["tlp_header"].read_words(data) if fields["tlp_header_valid"].read(data) else ()
         return ErrorRecord(
             address=PciAddress.parse(fields["dev_name"].read_text(data)),
             severity=_SEVERITIES[fields["severity"].read(data)],
             status=fields["status"].read(data),
-            tlp_header=header,
+            tlp_header=_read_header(fields, data),
             at_usec=time_nsec // 1000,
         )
     except (AddressError, IndexError, ValueError) as error:
         _log.warning("A record of a PCIe error makes no sense: %s", error)
         return None
+
+
+def _read_header(fields: Mapping[str, Field], data: bytes) -> tuple[int, ...]:
+    """What has been logged of a header: four dwords, or more where a prefix or a flit follows them, for
+    which there is room since Linux 6.16."""
+    if not fields["tlp_header_valid"].read(data):
+        return ()
+    words = fields["tlp_header"].read_words(data)
+    while len(words) > _HEADER_WORDS and not words[-1]:
+        words = words[:-1]
+    return words
 
 
 def _demand(fields: Mapping[str, Field], names: tuple[str, ...]) -> None:
@@ -153,7 +164,9 @@ def _read_pages(buffer: int) -> Iterator[bytes]:
     """What is there now, at least; not for ever in a storm."""
     with suppress(BlockingIOError):
         for _ in range(_PAGES):
-            yield os.read(buffer, _READ_BYTES)
+            if not (page := os.read(buffer, _READ_BYTES)):  # empty: Linux 7.2 says it so
+                return
+            yield page
 
 
 def _read(path: str) -> str:

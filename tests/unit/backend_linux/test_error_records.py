@@ -13,7 +13,16 @@ import pytest
 from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, Severity
 from sriovd.backend.linux.error_records import ErrorRecords
 from sriovd.pci import PciAddress
-from tests.unit.backend_linux.trace_pages import AER_FORMAT, HEADER_PAGE, make_page, make_record
+from tests.unit.backend_linux.trace_pages import (
+    AER_FORMAT,
+    AER_FORMAT_7_2,
+    CORRECTED_7_2,
+    HEADER_PAGE,
+    NONFATAL_7_2,
+    RECORDED_NSEC,
+    make_page,
+    make_record,
+)
 
 if TYPE_CHECKING:
     from tests.unit.backend_linux.conftest import Play, WaitUntil
@@ -101,6 +110,25 @@ def test_a_header_that_was_not_logged_is_not_told(
     play(story())
 
 
+def test_what_linux_7_2_recorded_is_understood(tracefs: Tracefs, play: Play) -> None:
+    tracefs.add("instances/sriovd/events/ras/aer_event/format", AER_FORMAT_7_2)
+    tracefs.record(0, make_page(RECORDED_NSEC, raw=bytes.fromhex(CORRECTED_7_2)))
+    tracefs.record(1, make_page(RECORDED_NSEC, raw=bytes.fromhex(NONFATAL_7_2)))
+    pf = PciAddress.parse("0000:01:00.0")
+    header = (0x40000001, 0x220F, 0x10000000, 0)
+
+    async def story() -> None:
+        tracefs.records.start()
+        first, second = tracefs.events
+        assert first == ErrorRecord(pf, Severity.CORRECTED, 0x41, (), RECORDED_NSEC // 1000)
+        assert isinstance(second, ErrorRecord)
+        assert second == ErrorRecord(pf, Severity.NONFATAL, 0x100000, header, second.at_usec)
+        assert 0 < second.at_usec - first.at_usec < 1_000_000
+        tracefs.records.stop()
+
+    play(story())
+
+
 def test_records_of_all_cpus_come_in_the_order_of_time(tracefs: Tracefs, play: Play) -> None:
     for cpu, at_usec in ((0, 3), (1, 1)):
         record = make_record(str(VF), 2, at_usec)
@@ -148,6 +176,20 @@ def test_what_is_not_about_a_function_is_passed_over(
 
     play(story())
     assert len(caplog.records) == 3  # the first is another event's, which is nothing odd
+
+
+def test_the_end_of_a_buffer_is_no_page(tracefs: Tracefs, play: Play) -> None:
+    """Linux 7.2 says of an empty buffer that it is at its end, as a FIFO that nobody writes to."""
+
+    async def story() -> None:
+        tracefs.records.start()
+        tracefs.record(0, make_page(0, [(0, make_record(str(VF), 2))]))
+        tracefs.close()
+        tracefs.records.drain()
+        assert [type(event) for event in tracefs.events] == [ErrorRecord]
+        tracefs.records.stop()
+
+    play(story())
 
 
 def test_a_page_that_makes_no_sense_ends_nothing(

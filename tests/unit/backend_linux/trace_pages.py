@@ -1,4 +1,4 @@
-"""Trace buffers of our own making, in the kernel's form (Linux 6.12, x86-64)."""
+"""Trace buffers: some as the kernel made them, and others of our own making, in its form (x86-64)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,30 @@ print fmt: "%s PCIe Bus Error: severity=%s, %s, TLP Header=%s
 ", __get_str(dev_name)
 """
 AER_EVENT = 1348
+# Recorded on Linux 7.2 in the lab: room for more of the header, another field, and two pages of its buffer.
+AER_FORMAT_7_2 = """\
+name: aer_event
+ID: 1440
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:unsigned char common_flags;\toffset:2;\tsize:1;\tsigned:0;
+\tfield:unsigned char common_preempt_count;\toffset:3;\tsize:1;\tsigned:0;
+\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;
+
+\tfield:__data_loc char[] dev_name;\toffset:8;\tsize:4;\tsigned:0;
+\tfield:u32 status;\toffset:12;\tsize:4;\tsigned:0;
+\tfield:u8 severity;\toffset:16;\tsize:1;\tsigned:0;
+\tfield:u8 tlp_header_valid;\toffset:17;\tsize:1;\tsigned:0;
+\tfield:u32 tlp_header[14];\toffset:20;\tsize:56;\tsigned:0;
+\tfield:__data_loc char[] bus_type;\toffset:76;\tsize:4;\tsigned:0;
+"""
+RECORDED_NSEC = 187387276715
+_NAMES_7_2 = "303030303a30313a30302e300050434965000000"
+CORRECTED_7_2 = "19000000a00500003900000050000d004100000002000000" + 56 * "00" + "5d000500" + _NAMES_7_2
+NONFATAL_7_2 = (
+    "de007b3e02000000" "19000000a00500003900000050000d000000100000010000010000400f22000000000010"
+    + 44 * "00" + "5d000500" + _NAMES_7_2
+)  # fmt: skip
 
 
 def word(kind: int, delta: int = 0) -> bytes:
