@@ -11,12 +11,10 @@ successor's at the same address, and the kernel walks the long way to the direct
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from sriovd.backend.base import (
     ErrorPath,
@@ -26,17 +24,17 @@ from sriovd.backend.base import (
     Severity,
     VirtualFacts,
 )
+from sriovd.backend.sysfs_directory import GONE, Directory, is_there, to_number, unreadable
 from sriovd.pci import AddressError, PciAddress, vf_index
 
-_GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 _VIRTFN = re.compile(r"virtfn[0-9]+", re.ASCII)
+# drivers/pci/pcie/aer.c: lines of a name and a number each; the last is the total
 _COUNTERS = {
     Severity.CORRECTED: "aer_dev_correctable",
     Severity.NONFATAL: "aer_dev_nonfatal",
     Severity.FATAL: "aer_dev_fatal",
 }
 _TOTAL = "TOTAL_ERR_"
-_MAX_ATTRIBUTE_BYTES = 4096  # sysfs gives one page at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,9 @@ class SysfsReader:
         physical, virtual = [], []
         for address in self._list_devices():
             directory = self._directory(address)
-            if _is_there(f"{directory}/sriov_totalvfs"):
+            if is_there(f"{directory}/sriov_totalvfs"):
                 physical.append(address)
-            elif _is_there(f"{directory}/physfn"):
+            elif is_there(f"{directory}/physfn"):
                 virtual.append(address)
         return sorted(physical) + sorted(virtual)
 
@@ -87,12 +85,12 @@ class SysfsReader:
         path = self._directory(pf)
         try:
             names = [name for name in os.listdir(path) if _VIRTFN.fullmatch(name)]
-            with _Directory(path) as directory:
+            with Directory(path) as directory:
                 found = {int(name[6:]): directory.link_address(name) for name in names}
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return {}
-            raise _unreadable(error, path) from error
+            raise unreadable(error, path) from error
         return {index: address for index, address in sorted(found.items()) if address is not None}
 
     def list_group(self, group: int) -> Sequence[str]:
@@ -102,17 +100,28 @@ class SysfsReader:
         except FileNotFoundError:
             return ()
 
+    def read_function(self, address: PciAddress) -> FunctionFacts | None:
+        """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
+        try:
+            with Directory(self._directory(address)) as directory:
+                return self._read_function(address, directory)
+        except OSError as error:
+            if error.errno in GONE:  # removed while it was read
+                self._forget(address)
+                return None
+            raise unreadable(error, self._directory(address)) from error
+
     def read_error_counters(self, address: PciAddress) -> dict[Severity, dict[str, int]]:
         """What errors of that function have been counted, by severity and name; without those that never
         came, but always with "total". Empty without AER, or when it is gone. Raises HostReadError."""
         path = self._directory(address)
         try:
-            with _Directory(path) as directory:
+            with Directory(path) as directory:
                 texts = {severity: directory.text(name) for severity, name in _COUNTERS.items()}
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return {}
-            raise _unreadable(error, path) from error
+            raise unreadable(error, path) from error
         return {
             severity: _parse_counters(f"{path}/{_COUNTERS[severity]}", text)
             for severity, text in texts.items()
@@ -128,7 +137,7 @@ class SysfsReader:
         except OSError:
             return ErrorPath()
         ports = tuple(port for port in map(_parse_port, reversed(parts)) if port is not None)
-        has_aer = _is_there(f"{directory}/{_COUNTERS[Severity.NONFATAL]}")
+        has_aer = is_there(f"{directory}/{_COUNTERS[Severity.NONFATAL]}")
         return ErrorPath(ports, has_aer, bool(ports) and self._is_served(ports[-1]), is_recorded)
 
     def _is_served(self, root_port: PciAddress) -> bool:
@@ -140,21 +149,10 @@ class SysfsReader:
             return False
         return any(name.startswith(f"{root_port}:") for name in services)
 
-    def read_function(self, address: PciAddress) -> FunctionFacts | None:
-        """The PF or VF at `address`, or None. Raises HostReadError naming the file that makes no sense."""
-        try:
-            with _Directory(self._directory(address)) as directory:
-                return self._read_function(address, directory)
-        except OSError as error:
-            if error.errno in _GONE:  # removed while it was read
-                self._forget(address)
-                return None
-            raise _unreadable(error, self._directory(address)) from error
-
     def is_function(self, address: PciAddress) -> bool:
         """Whether a PF or VF is at `address`, told by two looks at names."""
         directory = self._directory(address)
-        return _is_there(f"{directory}/sriov_totalvfs") or _is_there(f"{directory}/physfn")
+        return is_there(f"{directory}/sriov_totalvfs") or is_there(f"{directory}/physfn")
 
     def driver_loaded(self, driver: str) -> bool:
         """Whether a PCI driver of that name is registered."""
@@ -171,7 +169,7 @@ class SysfsReader:
             except AddressError as error:
                 raise HostReadError(f"{self._devices}: {error}") from error
 
-    def _read_function(self, address: PciAddress, directory: _Directory) -> FunctionFacts | None:
+    def _read_function(self, address: PciAddress, directory: Directory) -> FunctionFacts | None:
         parent = directory.link_address("physfn")
         virtual = self._read_virtual(address, parent, directory) if parent else None
         physical = None if parent else _read_physical(directory)
@@ -198,7 +196,7 @@ class SysfsReader:
             virtual=virtual,
         )
 
-    def _read_static(self, address: PciAddress, directory: _Directory, parent: PciAddress | None) -> _Static:
+    def _read_static(self, address: PciAddress, directory: Directory, parent: PciAddress | None) -> _Static:
         identity = directory.identity()
         known = self._static.get(address)
         if known is not None and known.identity == identity:
@@ -214,7 +212,7 @@ class SysfsReader:
             return f"{pf.path.rpartition('/')[0]}/{address}"
         return os.path.normpath(os.path.join(self._devices, os.readlink(self._directory(address))))
 
-    def _read_ids(self, directory: _Directory, pf: _Static | None) -> _Ids:
+    def _read_ids(self, directory: Directory, pf: _Static | None) -> _Ids:
         """The ids in `directory`. All VFs of a PF have the same, which the kernel too reads from the first
         (drivers/pci/iov.c pci_read_vf_config_common): reading them from each of 120 VFs that are being
         made keeps the kernel from sysfs's lock, which it needs to make the next."""
@@ -235,7 +233,7 @@ class SysfsReader:
         return ids
 
     def _read_virtual(
-        self, address: PciAddress, parent: PciAddress, directory: _Directory
+        self, address: PciAddress, parent: PciAddress, directory: Directory
     ) -> VirtualFacts | None:
         """The VF's place under its PF, once both links of the pair exist (drivers/pci/iov.c makes virtfnN
         and physfn after the `add` uevent). The index is computed, so that its cost does not grow with the
@@ -250,7 +248,7 @@ class SysfsReader:
         """First VF Offset and VF Stride of `pf`."""
         known = None if refresh else self._placements.get(pf)
         if known is None:
-            with _Directory(self._directory(pf)) as directory:
+            with Directory(self._directory(pf)) as directory:
                 offset = directory.number("sriov_offset", 0xFFFF)
                 known = self._placements[pf] = (offset, directory.number("sriov_stride", 0xFFFF))
         return known
@@ -265,88 +263,7 @@ class SysfsReader:
         return f"{self._devices}/{address}"
 
 
-class _Directory:
-    """The directory of one device, open from __enter__ to __exit__. Its methods raise OSError, with
-    ENOENT once the device is gone, and HostReadError for contents that make no sense; names are relative."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = -1
-
-    def __enter__(self) -> Self:
-        self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def identity(self) -> int:
-        """The inode number: a successor at the same address has another."""
-        return os.fstat(self._fd).st_ino
-
-    def basename_of_link(self, name: str) -> str | None:
-        """The last part of what a symbolic link points to, or None when there is no link."""
-        try:
-            return os.readlink(name, dir_fd=self._fd).rpartition("/")[2]
-        except FileNotFoundError:
-            return None
-
-    def link_address(self, name: str) -> PciAddress | None:
-        """The PCI function that a link points to, or None when there is no link."""
-        target = self.basename_of_link(name)
-        try:
-            return None if target is None else PciAddress.parse(target)
-        except AddressError as error:
-            raise HostReadError(f"{self.path}/{name} points to {target!r}: {error}") from error
-
-    def names_in(self, name: str) -> tuple[str, ...]:
-        """What is in a directory below, sorted; nothing if there is none."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
-        except FileNotFoundError:
-            return ()
-        try:
-            raw = [os.fsencode(each) for each in os.listdir(fd)]
-        finally:
-            os.close(fd)
-        return tuple(sorted(each.decode("utf-8", "backslashreplace") for each in raw))
-
-    def text(self, name: str) -> str | None:
-        """An attribute's text without its newline, None where there is none such."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
-        except FileNotFoundError:
-            return None
-        try:
-            raw = os.read(fd, _MAX_ATTRIBUTE_BYTES)
-        finally:
-            os.close(fd)
-        try:
-            return raw.decode("ascii").rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise HostReadError(f"{self.path}/{name} holds {raw[:32]!r}, which is not ASCII text") from error
-
-    def text_or_check(self, name: str) -> str:
-        """As text, empty where there is none such. To be read last: raises FileNotFoundError when the device
-        has gone since __enter__, for then what was missing before may have been missing for that."""
-        text = self.text(name)
-        if text is None:
-            os.stat("vendor", dir_fd=self._fd)
-        return text or ""
-
-    def number(
-        self, name: str, maximum: int, *, minimum: int = 0, base: int = 0, missing: int | None = None
-    ) -> int:
-        """An attribute's number; `missing` where there is none such, if given."""
-        text = self.text(name)
-        if text is not None:
-            return _to_number(f"{self.path}/{name}", text, minimum, maximum, base)
-        if missing is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.path}/{name}")
-        return missing
-
-
-def _read_physical(directory: _Directory) -> PhysicalFacts | None:
+def _read_physical(directory: Directory) -> PhysicalFacts | None:
     total_vfs = directory.number("sriov_totalvfs", 0xFFFF, missing=-1)
     if total_vfs < 0:
         return None
@@ -364,7 +281,7 @@ def _parse_counters(path: str, text: str) -> dict[str, int]:
     for line in text.splitlines():
         name, _, number = line.rpartition(" ")
         is_total = name.startswith(_TOTAL)
-        count = _to_number(path, number, 0, 2**64 - 1)
+        count = to_number(path, number, 0, 2**64 - 1)
         if count or is_total:
             counted["total" if is_total else name] = count
     return counted
@@ -375,28 +292,3 @@ def _parse_port(name: str) -> PciAddress | None:
         return PciAddress.parse(name)
     except AddressError:
         return None
-
-
-def _unreadable(error: OSError, directory: str) -> HostReadError:
-    path = os.path.join(directory, os.fsdecode(error.filename or ""))
-    return HostReadError(f"{path.rstrip('/')}: {error.strerror}")
-
-
-def _is_there(path: str) -> bool:
-    """Whether there is such an entry. One that cannot be looked at counts: whoever reads it will say why,
-    and a function does not vanish because of it."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        return error.errno not in _GONE
-    return True
-
-
-def _to_number(path: str, text: str, minimum: int, maximum: int, base: int = 0) -> int:
-    try:
-        number = int(text, base)
-    except ValueError as error:
-        raise HostReadError(f"{path} holds {text[:32]!r}, which is not a number") from error
-    if not minimum <= number <= maximum:
-        raise HostReadError(f"{path} holds {text[:32]!r}, which is outside {minimum} to {maximum}")
-    return number

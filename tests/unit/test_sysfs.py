@@ -10,14 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sriovd.backend.base import (
-    ErrorPath,
-    FunctionFacts,
-    HostReadError,
-    PhysicalFacts,
-    Severity,
-    VirtualFacts,
-)
+from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, VirtualFacts
 from sriovd.backend.sysfs import SysfsReader
 from sriovd.pci import PciAddress
 
@@ -306,48 +299,3 @@ def test_any_bytes_are_facts_or_an_error(tree: Tree, raw: bytes) -> None:
     else:
         assert facts is not None
         assert facts.revision == int(raw.decode("ascii"), 0)
-
-
-COUNTED = "RxErr 0\nBadTLP 3\nBadDLLP 0\ncorrectable_errors_bit[5] 1\nTOTAL_ERR_COR 4"
-
-
-def test_counters_are_those_that_are_not_zero(tree: Tree) -> None:
-    for name, text in (
-        ("correctable", COUNTED),
-        ("nonfatal", "Undefined 0\nTOTAL_ERR_NONFATAL 0"),
-        ("fatal", "DLP 18446744073709551615\nTOTAL_ERR_FATAL 1"),
-    ):
-        (tree.pf / f"aer_dev_{name}").write_text(text + "\n")
-    assert tree.reader.read_error_counters(PF) == {
-        Severity.CORRECTED: {"BadTLP": 3, "correctable_errors_bit[5]": 1, "total": 4},
-        Severity.NONFATAL: {"total": 0},
-        Severity.FATAL: {"DLP": 2**64 - 1, "total": 1},
-    }
-
-
-def test_nobody_counts_without_the_capability_or_the_device(tree: Tree) -> None:
-    assert tree.reader.read_error_counters(PF) == {}
-    assert tree.reader.read_error_counters(PciAddress.parse("0000:07:00.0")) == {}
-
-
-@pytest.mark.parametrize("text", ["RxErr", "RxErr x", "RxErr -1"])
-def test_counters_that_make_no_sense_name_their_file(tree: Tree, text: str) -> None:
-    (tree.pf / "aer_dev_fatal").write_text(f"{text}\n")
-    with pytest.raises(HostReadError, match="aer_dev_fatal"):
-        tree.reader.read_error_counters(PF)
-
-
-def test_the_way_of_errors_is_by_the_bridges_above_the_nearest_first(tree: Tree) -> None:
-    below = "devices/pci0000:00/0000:00:01.0/0000:02:01.0/0000:03:00.0"
-    address = PciAddress.parse("0000:03:00.0")
-    (tree.root / below).mkdir(parents=True)
-    (tree.bus / "0000:03:00.0").symlink_to(f"../../../{below}")
-    ports = tuple(map(PciAddress.parse, ("0000:02:01.0", "0000:00:01.0")))
-    assert tree.reader.read_error_path(address, is_recorded=True) == ErrorPath(ports, is_recorded=True)
-    (tree.root / below / "aer_dev_nonfatal").write_text("TOTAL_ERR_NONFATAL 0\n")
-    (tree.root / "bus/pci_express/drivers/aer/0000:00:01.0:pcie002").mkdir(parents=True)
-    path = tree.reader.read_error_path(address, is_recorded=False)
-    assert path == ErrorPath(ports, has_aer=True, is_native=True)
-    assert tree.reader.read_error_path(PF, is_recorded=True) == ErrorPath(is_recorded=True)
-    nobody = PciAddress.parse("0000:07:00.0")
-    assert tree.reader.read_error_path(nobody, is_recorded=True) == ErrorPath()
