@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sriovd.backend.base import Fault
+from sriovd.backend.base import Fault, Severity
 from sriovd.backend.steps import Chain, Script, Step, Verb
 from sriovd.bus.calls import RemoteError
 from sriovd.bus.private import PrivateBus
@@ -22,10 +22,10 @@ from tests.simulated.inside import Inside, running_inside
 from tests.unit.bus.support import in_loop
 
 NEW = "0000:41:00.0"
-MISFORTUNES = ("lose-event", "delay-event", "reorder-event", "lose-many")
+MISFORTUNES = ("lose-event", "delay-event", "reorder-event", "repeat-event", "lose-many")
 STEPS = (
     "verb-count", "verb-bind", "verb-batch", "verb-unbind", "verb-reset", "verb-remove", "verb-rescan",
-    "other-count", "other-bind", "other-unbind", "other-remove", "plug", "unplug",
+    "other-count", "other-bind", "other-unbind", "other-remove", "plug", "unplug", "error",
 )  # fmt: skip
 StoryStep = tuple[str, int]
 steps = st.lists(
@@ -73,6 +73,7 @@ class Chaos:
             "other-remove": lambda c: self.other(Verb.REMOVE, c.choice((IGB0, IGB1))),
             "plug": lambda c: client.simulate("Plug", "ss", c.choice(("igb", "nvme", "dlb")), NEW),
             "unplug": lambda c: client.simulate("Unplug", "s", NEW),
+            "error": self.error,
         }
         try:
             await actions[name](choice)
@@ -90,6 +91,10 @@ class Chaos:
         backend.inject_fault(
             Fault(name, address, delay_usec=choice.randint(0, 30_000), times=choice.randint(1, 5))
         )
+
+    async def error(self, choice: random.Random) -> None:
+        severity = choice.choice(tuple(Severity))
+        await self.client.simulate("InjectError", "ssuau", self.anyone(choice), severity, 0, [])
 
     async def other(self, verb: Verb, address: str, argument: str = "") -> None:
         """Somebody else's write, which the kernel may refuse."""

@@ -26,7 +26,7 @@ ENABLE_USEC = 100 * MSEC  # sriov_enable: msleep(100) after setting VF Enable
 DISABLE_USEC = 1000 * MSEC  # sriov_disable: ssleep(1) after clearing it
 ADD_VF_USEC = 16 * MSEC  # measured on an emulated 6.12
 REMOVE_VF_USEC = 4 * MSEC
-_VFS_ON = SriovControl.VF_ENABLE | SriovControl.VF_MEMORY_SPACE
+VFS_ON = SriovControl.VF_ENABLE | SriovControl.VF_MEMORY_SPACE
 _CHANGED = ("config", "sriov_numvfs", "sriov_offset", "sriov_stride")
 
 
@@ -105,7 +105,7 @@ def disable_sriov(host: Host, dev: Device, support: SriovSupport) -> Rule[None]:
         return
     for index in range(state.num_vfs):
         yield from _remove_vf(host, dev, index)
-    _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) & ~_VFS_ON & 0xFFFF)
+    _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) & ~VFS_ON & 0xFFFF)
     yield Wait("ssleep", DISABLE_USEC)
     state.num_vfs = 0
     link_rules.begin_vfs(host, dev, 0)
@@ -182,7 +182,7 @@ def _enable(host: Host, dev: Device, state: SriovState, count: int) -> Rule[None
     except OSError:
         _write(dev, Sriov.NUM_VFS, 2, 0)
         raise
-    _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) | _VFS_ON)
+    _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) | VFS_ON)
     host.refresh(dev, ("config", "sriov_offset", "sriov_stride"))
     yield Wait("msleep", ENABLE_USEC)
     yield from _add_vfs(host, dev, count)
@@ -200,7 +200,7 @@ def _add_vfs(host: Host, dev: Device, count: int) -> Rule[None]:
         except OSError:
             for made in range(index):
                 yield from _remove_vf(host, dev, made)
-            _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) & ~_VFS_ON & 0xFFFF)
+            _write(dev, Sriov.CONTROL, 2, _read(dev, Sriov.CONTROL, 2) & ~VFS_ON & 0xFFFF)
             _write(dev, Sriov.NUM_VFS, 2, 0)
             host.refresh(dev, _CHANGED)
             raise

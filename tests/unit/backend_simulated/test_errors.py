@@ -219,6 +219,20 @@ def test_a_frozen_function_reads_ones_loses_writes_and_does_no_dma(card: Sim) ->
     assert vf.read(4, 2) == 4 and vf.may_dma
 
 
+@pytest.mark.parametrize("counts", [("0",), ("0", "3")])
+def test_a_recovered_pf_has_the_vfs_that_the_kernel_knows_by_then(
+    root: str, counts: tuple[str, ...]
+) -> None:
+    sim = equip(Sim(root, links_return=True))
+    dev = meet_error(sim.backend.host, PciAddress.parse(IGB), Severity.FATAL, 0, ())
+    for wait in handle_error(sim.backend.host, dev, Severity.FATAL):
+        if wait.wchan == "pcie_do_recovery":  # nobody holds a lock
+            for count in counts:
+                sim.must(f"{IGB}/sriov_numvfs", count)
+    assert pf_model(sim).sriov.enabled_vfs == int(counts[-1])
+    assert all(config(sim, name) != ALL_ONES for name in sim.names())
+
+
 @pytest.mark.parametrize(
     ("total", "new", "merged"),
     [
