@@ -13,6 +13,7 @@ from tests.simulated.client import (
     ADAPTER,
     FUNCTION,
     PHYSICAL_FUNCTION,
+    RECOVERY,
     ROOT,
     VIRTUAL_FUNCTION,
     adapter_path,
@@ -37,8 +38,8 @@ def vf_links(device: Path) -> dict[int, str]:
 
 
 def expected_objects(root: str) -> Objects:
-    """The objects of all functions and adapters of the tree at `root`, without Generation and Quarantined,
-    of which a tree knows nothing."""
+    """The objects of all functions and adapters of the tree at `root`, without Generation, Quarantined and
+    how they stand after errors, of which a tree knows nothing."""
     devices = Path(root) / "bus/pci/devices"
     objects: Objects = {}
     for device in devices.iterdir():
@@ -66,7 +67,7 @@ def expected_objects(root: str) -> Objects:
 def shown_objects(managed: Objects) -> Objects:
     """The same part of what the daemon shows."""
     shown = {
-        path: {name: dict(values) for name, values in interfaces.items()}
+        path: {name: dict(values) for name, values in interfaces.items() if name != RECOVERY}
         for path, interfaces in managed.items()
         if path.startswith((f"{ROOT}/function/", f"{ROOT}/adapter/"))
     }
