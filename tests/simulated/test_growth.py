@@ -28,11 +28,13 @@ from sriovd.bus.connection import Connection
 from sriovd.bus.contract import load_contract
 from sriovd.bus.objects import FUNCTION, Objects, function_path
 from sriovd.bus.private import PrivateBus
+from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.tree import Tree
 from sriovd.core.inventory import Inventory
 from sriovd.core.jobs import JobRegistry
 from sriovd.core.picture import Picture
 from sriovd.pci import PciAddress
+from tests.unit.bus.fakedesk import FakeDesk
 from tests.unit.bus.support import in_loop, until
 
 SIZES = (16, 256, 4096, 16384)
@@ -52,7 +54,10 @@ class Parts:
         self.inventory = Inventory()
         self.picture = Picture(backend, self.inventory)
         self.tree = Tree(load_contract(CONTRACT), connection.send_signal)
-        self.objects = Objects(self.tree, self.inventory, JobRegistry())
+        recovery = RecoveryObjects(self.tree, self.inventory, FakeDesk(JobRegistry()))
+        self.objects = Objects(
+            self.tree, self.inventory, JobRegistry(), recovery_of=recovery.interfaces_of
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

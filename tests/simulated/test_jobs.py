@@ -10,13 +10,16 @@ from sriovd.bus.private import PrivateBus
 from sriovd.core.jobs import KEPT_COUNT
 from tests.simulated.client import (
     BUS_NAME,
+    FUNCTION,
     IGB0,
     JOB,
     MANAGER,
     NVME,
     PHYSICAL_FUNCTION,
+    RECOVERY,
     ROOT,
     VF0,
+    VIRTUAL_FUNCTION,
     Client,
     function_path,
     make_options,
@@ -157,7 +160,7 @@ async def test_objects_come_before_the_reply(host: DaemonProcess) -> None:
             function_path(f"0000:01:1{number // 4}.{number % 4 * 2}") for number in range(7)
         ]
         for signal in added:
-            assert set(signal.body[1]) == {f"{BUS_NAME}.Function", f"{BUS_NAME}.VirtualFunction"}
+            assert set(signal.body[1]) == {FUNCTION, VIRTUAL_FUNCTION, RECOVERY}
         counts = [
             signal.body[1]["NumVFs"].value
             for signal in listener.named("PropertiesChanged")

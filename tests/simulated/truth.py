@@ -39,7 +39,7 @@ def vf_links(device: Path) -> dict[int, str]:
 
 def expected_objects(root: str) -> Objects:
     """The objects of all functions and adapters of the tree at `root`, without Generation, Quarantined and
-    Recovery, of which a tree knows nothing."""
+    how they stand after errors, of which a tree knows nothing."""
     devices = Path(root) / "bus/pci/devices"
     objects: Objects = {}
     for device in devices.iterdir():
@@ -67,12 +67,11 @@ def expected_objects(root: str) -> Objects:
 def shown_objects(managed: Objects) -> Objects:
     """The same part of what the daemon shows."""
     shown = {
-        path: {name: dict(values) for name, values in interfaces.items()}
+        path: {name: dict(values) for name, values in interfaces.items() if name != RECOVERY}
         for path, interfaces in managed.items()
         if path.startswith((f"{ROOT}/function/", f"{ROOT}/adapter/"))
     }
     for interfaces in shown.values():
-        del interfaces[RECOVERY]
         for name in ("Generation", "Quarantined"):
             interfaces.get(FUNCTION, {}).pop(name, None)
         for name in ("Policy", "PolicyState", "PolicyReason"):

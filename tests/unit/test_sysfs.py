@@ -10,7 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sriovd.backend.base import FunctionFacts, HostReadError, PhysicalFacts, VirtualFacts
+from sriovd.backend.base import (
+    ErrorPath,
+    FunctionFacts,
+    HostReadError,
+    PhysicalFacts,
+    Severity,
+    VirtualFacts,
+)
 from sriovd.backend.sysfs import SysfsReader
 from sriovd.pci import PciAddress
 

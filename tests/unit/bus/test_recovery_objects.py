@@ -121,10 +121,15 @@ def test_states_are_told_each_and_in_order_and_properties_once(shown: Shown) -> 
 
 
 def test_what_is_no_change_of_state_is_no_signal_of_one(shown: Shown) -> None:
-    shown.desk.set_vf(VFS[0], replace(ONLINE, corrected=1))
-    assert [member for _, member, _ in shown.flushed()] == ["PropertiesChanged"]
-    shown.desk.set_vf(VFS[0], replace(ONLINE, corrected=1))
+    for members in (["PropertiesChanged"], []):
+        shown.desk.set_vf(VFS[0], replace(ONLINE, freezes=1))
+        assert [member for _, member, _ in shown.flushed()] == members
+
+
+def test_a_storm_of_correctable_errors_is_none_on_the_bus(shown: Shown) -> None:
+    shown.desk.set_vf(VFS[0], replace(ONLINE, corrected=100_000))
     assert shown.flushed() == []
+    assert shown.tree.get(function_path(VFS[0]), RECOVERY, "Corrected") == 100_000
 
 
 def test_who_comes_while_it_is_frozen_is_shown_so(shown: Shown) -> None:
