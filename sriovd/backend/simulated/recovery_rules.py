@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from sriovd.backend.base import UeventAction
 from sriovd.backend.model import PhysicalFunctionModel
-from sriovd.backend.model.registers import Sriov
 from sriovd.backend.simulated import link_rules
 from sriovd.backend.simulated.device import Device, FixedFunction, Lock, Rule, Wait
 from sriovd.backend.simulated.driver_rules import enable_function
@@ -28,6 +27,7 @@ from sriovd.backend.simulated.reset_rules import (
     restore_registers,
 )
 from sriovd.backend.simulated.sriov_rules import VFS_ON
+from sriovd.pci_registers import Sriov
 
 CALLBACKS_USEC = 3 * MSEC  # from the first BEGIN_RECOVERY to SUCCESSFUL_RECOVERY, on an emulated 6.12
 _SETTLE_USEC = 50 * MSEC  # of a failed secondary bus reset, besides the wait for the link
