@@ -116,7 +116,7 @@ class RecoveryKeeper:
         self._watch.take(event)
         if self._frozen:
             count, self._frozen = self._frozen, 0
-            usec = (time.monotonic_ns() - began_nsec) // 1000
+            usec = (self._lives.in_force_nsec - began_nsec) // 1000
             text = f"Froze {count} VFs within {usec} us of the event."
             announce(_log, Message.RECOVERY, text, freeze_usec=usec, vfs=count)
 

@@ -70,6 +70,7 @@ class Lives:
         self._runners: dict[str, asyncio.Task[None]] = {}
         self._vf_runners: dict[str, set[asyncio.Task[None]]] = {}
         self._closed = False
+        self.in_force_nsec = 0  # when the last change of a state took effect; nobody was told yet
         self.do: Do
         self.do_vfs: DoVfs
         self.on_change: Callable[[AdapterPe, AdapterPe, Sequence[VfPe]], None] = lambda _a, _b, _c: None
@@ -119,6 +120,7 @@ class Lives:
         effects = transition.effects
         if AdapterEffect.FREEZE_VFS in effects:
             changed = self._turn(slot, self.places(slot), VfEvent.ADAPTER_FROZEN, after.reason)
+        self.in_force_nsec = time.monotonic_ns()
         self.on_change(before, self.get(slot), changed)
         self._begin_row(slot, tuple(each for each in effects if each is not AdapterEffect.FREEZE_VFS))
 
@@ -128,6 +130,7 @@ class Lives:
             return
         before = self.get(slot)
         changed = self._turn(slot, places, event, reason)
+        self.in_force_nsec = time.monotonic_ns()
         if changed:
             self.on_change(before, self.get(slot), changed)
 

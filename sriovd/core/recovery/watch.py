@@ -86,14 +86,14 @@ class Watch:
         if news is News.NOTHING:
             return
         view.records = (*view.records, record)[-_RECORDS:]
-        text = f"{record.address} signalled a {record.severity} error, status {record.status:#010x}."
-        announce(_log, Message.PCI_ERROR, text, address=str(record.address), severity=record.severity)
         self._views.see(slot, sight)
         if news is News.CORRECTED:
             self._count_corrected(slot, record, place)
         else:
             fatal = record.severity is Severity.FATAL
             self._respond(slot, news, place, f"{record.address} met a {record.severity} error", fatal=fatal)
+        text = f"{record.address} signalled a {record.severity} error, status {record.status:#010x}."
+        announce(_log, Message.PCI_ERROR, text, address=str(record.address), severity=record.severity)
 
     def _take_walk(self, slot: str, event: Uevent, walk: Walk) -> None:
         before = self._views.of(slot).sight
