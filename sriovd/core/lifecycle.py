@@ -132,24 +132,33 @@ class Lifecycle:
     ) -> Job:
         """Set attributes of a VF, all that are wished or none. Raises InvalidArgument, NotSupported,
         PolicyConflict, NoSuchFunction, Stuck."""
+        if self._recovery.is_away(address):
+            return self._jobs.start("SetAttributes", [], requester, self._attributes_work(address, wish, 0))
         vf = self._inventory.get(address, generation)
         pf, index = self._place(vf)
         self._rulebook.refuse_attributes(pf, index, wish)
         refuse_without_interface(pf)
+        work = self._attributes_work(address, wish, generation)
+        return self._jobs.start("SetAttributes", [vf], requester, work)
+
+    def _attributes_work(
+        self, address: PciAddress, wish: VfAttributes, generation: int
+    ) -> Callable[[Job], Awaitable[Result]]:
+        """What is asked for while the VF is being recovered is done by its recovery."""
 
         async def work(job: Job) -> Result:
             while True:
                 job.stage = "waiting for the recovery of its adapter"  # as long as it is queued
                 kept = await self._recovery.keep_wish(address, wish)
+                vf = self._inventory.get(address, 0 if kept else generation)
                 try:
                     async with self._workplace.working_on(job, vf.adapter):
-                        self._inventory.get(address, 0 if kept else generation)
-                        pf_now = self._inventory.get_pf(pf.address)
-                        return await self._configurer.set_all(job, pf_now, {index: wish})
+                        pf, index = self._place(self._inventory.get(address, vf.generation))
+                        return await self._configurer.set_all(job, pf, {index: wish})
                 except (Frozen, LockedOut):
                     continue  # it has frozen since
 
-        return self._jobs.start("SetAttributes", [vf], requester, work)
+        return work
 
     async def read_attributes(self, address: PciAddress) -> tuple[VfAttributes, LinkReport]:
         """The attributes of a VF as the kernel has them now, and its PF's link. Raises as set_attributes."""

@@ -159,6 +159,7 @@ class AdapterWork:
                 AdapterEvent.EXHAUSTED, f"No rung is left ({'; '.join(choice.left_out)}). {pe.reason}"
             )
         pe = lives.edit(slot, climbing=choice.rung)
+        self._site.views.on_change(slot, ())
         await lives.save(slot)
         _log.info("Adapter %s: %s; left out: %s", slot, choice.rung, "; ".join(choice.left_out) or "nothing")
         self._undertakings.show(slot, f"{AdapterState.RESETTING}: {choice.rung}")
@@ -202,19 +203,39 @@ class AdapterWork:
     # Restoring, verifying, permitting.
 
     async def _restore(self, slot: str) -> Answer:
-        await mending.restore(self._site, self._site.lives.get(slot), self._undertakings.job_of(slot))
+        pe = self._site.lives.get(slot)
+        self._site.views.of(slot).restored = pe
+        await mending.restore(self._site, pe, self._undertakings.job_of(slot))
         return Answer(AdapterEvent.RESTORED)
 
     async def _verify(self, slot: str) -> Answer:
         pe = self._site.lives.get(slot)
-        await mending.verify(self._site, pe)
-        self._site.lives.put_vfs(slot, [replace(vf, wish=VfAttributes()) for vf in pe.vfs])
+        restored = self._site.views.of(slot).restored or pe  # wishes may have come since
+        await mending.verify(self._site, restored)
+        self._fulfil(slot, restored)
         return Answer(AdapterEvent.VERIFIED)
+
+    def _fulfil(self, slot: str, done: AdapterPe) -> None:
+        """The wishes that `done` has are no longer open."""
+        vfs = self._site.lives.get(slot).vfs
+        kept = (replace(vf, wish=VfAttributes()) for vf in vfs if vf.wish == done.vf(vf.place).wish)
+        self._site.lives.put_vfs(slot, list(kept))
 
     async def _permit_vfs(self, slot: str) -> Answer:
         lives = self._site.lives
+        late = lives.get(slot)
+        if any(vf.wish != VfAttributes() for vf in late.vfs):
+            await self._grant_late(late)
         lives.fire_vfs(slot, lives.places(slot), VfEvent.PERMIT, lives.get(slot).reason)
         return Answer(AdapterEvent.PERMITTED)
+
+    async def _grant_late(self, pe: AdapterPe) -> None:
+        """Wishes that came after the attributes were restored; one that fails keeps no VF locked out."""
+        try:
+            await mending.restore(self._site, pe, self._undertakings.job_of(pe.slot))
+        except SriovdError as error:
+            _log.warning("What was asked for during the recovery of %s: %s", pe.slot, error)
+        self._fulfil(pe.slot, pe)
 
     async def _settle(self, slot: str) -> None:
         view = self._site.views.of(slot)

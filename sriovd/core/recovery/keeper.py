@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from sriovd.core.recovery.automaton import (
     VfEvent,
     VfState,
 )
-from sriovd.core.recovery.detect import Walk
+from sriovd.core.recovery.detect import Sight, Walk
 from sriovd.core.recovery.forensics import Forensics
 from sriovd.core.recovery.gate import Gate
 from sriovd.core.recovery.record import AdapterPe, Place, VfPe
@@ -82,7 +82,7 @@ class RecoveryKeeper:
         self.on_vf: Callable[[PciAddress, PeStanding], None] = lambda _address, _standing: None
         site.lives.do, site.lives.do_vfs = adapter_work.do, vf_work.do_vfs
         site.lives.on_change = self._note_change
-        site.views.on_wait = self.show_adapter
+        site.views.on_change = self._show_news
         self._recall(saved)
 
     # Begin and end.
@@ -104,6 +104,8 @@ class RecoveryKeeper:
         """Go on with what a former daemon has begun, and look at every adapter once."""
         self._inventory.listen(self._take_change)
         slots = [pe.slot for pe in self._lives.all()]
+        for slot in slots:  # the kernel may be in the middle of its own recovery
+            self._views.see(slot, Sight(opened_usec=now_usec()))
         self._lives.resume(slots)
         for slot in self._inventory.adapters:
             if slot not in slots:
@@ -188,6 +190,11 @@ class RecoveryKeeper:
         """Tell how the adapter stands."""
         self.on_adapter(slot, self.adapter_standing(slot))
 
+    def _show_news(self, slot: str, vfs: Collection[PciAddress]) -> None:
+        self.show_adapter(slot)
+        for address in vfs:
+            self.on_vf(address, self.vf_standing(address))
+
     def _show_vf(self, pe: AdapterPe, vf: VfPe) -> None:
         address = self._inventory.vfs_of(vf.pf).get(vf.index)
         if address is None:
@@ -223,6 +230,8 @@ class RecoveryKeeper:
 
     def _standing_of(self, pe: AdapterPe, vf: VfPe, address: PciAddress) -> PeStanding:
         waits = f"its adapter {pe.slot}, which is {pe.state}"
+        if address in self._views.of(pe.slot).held:
+            waits = "its user to close it"
         return PeStanding(
             state=vf.state.word,
             cause="" if vf.state is VfState.ONLINE else ("own" if vf.own else "propagated"),
@@ -329,6 +338,10 @@ class RecoveryKeeper:
             self._refuse_hopeless(slot, place)
             await self._changed.wait()
         return True
+
+    def is_away(self, address: PciAddress) -> bool:
+        """Whether there is no VF at that address because it is being made again."""
+        return address not in self._inventory.functions and self.gate.place_of(address) is not None
 
     async def wait_in_service(self, place: Place) -> None:
         """Return when something may be done to the VF at `place`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +25,8 @@ from sriovd.core.recovery.site import Site
 from sriovd.core.recovery.snapshot import PfShot, list_ports
 from sriovd.core.recovery.vocabulary import Rung
 from sriovd.pci import PciAddress
+
+_log = logging.getLogger(__name__)
 
 _LOOKS_SEC = (0.1, 0.2, 0.5, 1.0)  # between looks at who holds a VF open; the last for ever
 _DRIVER_SEC = 30.0  # that a PF driver may take, which may probe later than the rescan returns
@@ -55,20 +58,20 @@ async def find_holders(site: Site, pe: AdapterPe) -> Mapping[PciAddress, Sequenc
 
 
 async def _wait_closed(site: Site, pe: AdapterPe, close_sec: float) -> None:
-    """Raises InUse naming who holds a VF open after that time."""
-    deadline = time.monotonic() + close_sec
+    """Raises InUse naming the VFs that are open after that time."""
+    deadline, told = time.monotonic() + close_sec, ""
     for look in itertools.count():
         holders = await find_holders(site, pe)
         if not holders:
             break
-        text = "; ".join(
-            f"{', '.join(map(str, who))} to close VF {vf}" for vf, who in sorted(holders.items())
-        )
+        vfs = ", ".join(str(vf) for vf in sorted(holders))
         if time.monotonic() > deadline:
-            raise InUse(
-                f"Waited {close_sec:g} s in vain for {text}.", "End those processes, then call Lift."
-            )
-        site.views.wait_for(pe.slot, text)
+            raise InUse(f"VF {vfs} was not closed within {close_sec:g} s.")
+        who = "; ".join(f"{vf} is held open by {', '.join(map(str, each))}" for vf, each in holders.items())
+        if who != told:  # names are for the journal: they are other tenants' processes
+            _log.warning("The recovery of adapter %s waits: %s", pe.slot, who)
+            told = who
+        site.views.wait_for(pe.slot, f"VF {vfs} to be closed by its user", holders)
         await asyncio.sleep(_LOOKS_SEC[min(look, len(_LOOKS_SEC) - 1)])
     site.views.wait_for(pe.slot, "")
 

@@ -6,7 +6,7 @@ Rule: nothing here outlives the daemon; what must is in record.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from sriovd.core.jobs import JobRegistry
 from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.recovery.detect import Sight
 from sriovd.core.recovery.lives import Lives
-from sriovd.core.recovery.record import Place
+from sriovd.core.recovery.record import AdapterPe, Place
 from sriovd.core.recovery.wish import RecoveryWish
 from sriovd.core.store import Store
 from sriovd.core.workplace import Workplace
@@ -56,24 +56,27 @@ class Site:
 class View:
     """`sight`: what the sources have said. `counted`: uncorrectable errors of its PFs that are dealt
     with, by PF. `waits_for`: what the recovery waits for, in words. `records`: the last errors.
-    `since_usec`: CLOCK_MONOTONIC of the error. `busy`: a rung is taking the adapter away. `changed`: set
-    at every change."""
+    `since_usec`: CLOCK_MONOTONIC of the error. `held`: VFs that have to be closed. `restored`: the record
+    by which it was restored. `busy`: a rung is taking the adapter away. `changed`: set at every change."""
 
     sight: Sight = field(default_factory=Sight)
     counted: Mapping[PciAddress, int] = field(default_factory=dict)
     waits_for: str = ""
     records: tuple[ErrorRecord, ...] = ()
     since_usec: int = 0
+    held: frozenset[PciAddress] = frozenset()
+    restored: AdapterPe | None = None
     busy: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Views:
-    """The views of all adapters. `on_wait` is told of adapters that wait for something else."""
+    """The views of all adapters. `on_change` is told of adapters of which there is something new to show,
+    with the VFs that it is about."""
 
     def __init__(self) -> None:
         self._views: dict[str, View] = {}
-        self.on_wait: Callable[[str], None] = lambda _: None
+        self.on_change: Callable[[str, Collection[PciAddress]], None] = lambda _slot, _vfs: None
 
     def of(self, slot: str) -> View:
         """The view of that adapter."""
@@ -91,12 +94,12 @@ class Views:
         view.changed.set()
         view.changed = asyncio.Event()
 
-    def wait_for(self, slot: str, what: str) -> None:
-        """Say what the recovery waits for; empty: nothing."""
-        view = self.of(slot)
-        if view.waits_for != what:
-            view.waits_for = what
-            self.on_wait(slot)
+    def wait_for(self, slot: str, what: str, held: Collection[PciAddress] = ()) -> None:
+        """Say what the recovery waits for, empty: nothing; and which VFs have to be closed."""
+        view, before = self.of(slot), self.of(slot).held
+        if view.waits_for != what or before != frozenset(held):
+            view.waits_for, view.held = what, frozenset(held)
+            self.on_change(slot, before.symmetric_difference(held))
 
     async def until(self, slot: str, condition: Callable[[View], bool], timeout_sec: float) -> bool:
         """Wait until the view fulfils `condition`; whether it did in time."""

@@ -116,7 +116,7 @@ class Watch:
             if wish.correctable_storm is Storm.FREEZE:
                 news = News.ADAPTER_ERROR if place is None else News.VF_ERROR
                 self._respond(slot, news, place, text, fatal=False)
-        self._views.on_wait(slot)
+        self._views.on_change(slot, ())
 
     def _respond(self, slot: str, news: News, place: Place | None, reason: str, *, fatal: bool) -> None:
         """Do what policy says of such an error."""
@@ -175,14 +175,16 @@ class Watch:
         adapter = self._inventory.adapters.get(slot)
         if adapter is None or self._lives.get(slot).state is not AdapterState.ONLINE:
             return ""
+        list_vfs = self._site.hands.picture.list_vfs
+        before = {pf: len(list_vfs(pf)) for pf in adapter.physical_functions}
         async with self._site.hands.executor.lane(slot):
             signs = await mending.read_signs_of(self._site, slot, adapter.physical_functions)
-            vfs = {pf: len(self._inventory.vfs_of(pf)) for pf in adapter.physical_functions}
         for pf, seen in signs.items():
             if not seen.answers:
                 return f"{pf} does not answer"
-            if vfs[pf] and not seen.vf_enable:
-                return f"{pf} has lost VF Enable, and with it its {vfs[pf]} VFs"
+            # VFs are there only while VF Enable is set; somebody may have destroyed them meanwhile
+            if before[pf] and not seen.vf_enable and list_vfs(pf):
+                return f"{pf} has lost VF Enable, and with it its {before[pf]} VFs"
         counted = self._views.of(slot).counted
         for pf, count in count_uncorrected(self._site.backend, adapter.physical_functions).items():
             if count > counted.get(pf, count):
