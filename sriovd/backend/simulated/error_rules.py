@@ -46,7 +46,7 @@ class ErrorInfo:
     severity: Severity
     status: int = 0  # 0: not read
     mask: int = 0
-    first_error: int = -1  # bit number
+    first_error: int = 0  # bit number; of correctable errors nobody reads it
     tlp_header: tuple[int, ...] = ()
 
     @property

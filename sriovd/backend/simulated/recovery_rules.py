@@ -115,6 +115,8 @@ def _detect(recovery: _Recovery, dev: Device) -> Rule[None]:
         recovery.host.errors.note(f"{dev.log_name}: AER: can't recover (no error_detected callback)")
     else:
         vote = support.frozen if recovery.is_fatal else support.normal
+        if support.remark and not recovery.is_fatal:
+            recovery.host.errors.note(f"{dev.log_name}: {support.remark}")
     if vote is Vote.NEED_RESET:
         link_rules.stop(recovery.host, dev)
         if not isinstance(dev.model, FixedFunction) and dev.model.reachable:

@@ -157,10 +157,10 @@ def restore_registers(host: Host, dev: Device, saved: bytes) -> None:
     """pci_restore_state and pci_restore_iov_state: the PF's VFs come back with it, as after power-on: theirs
     nobody has saved."""
     if isinstance(dev.model, PhysicalFunctionModel):
-        dev.model.load_config(saved)
+        dev.model.put_back(saved)
         for vf in host.list_vfs(dev):
             vf.model = host.machine.make_vf(dev.model, vf.vf_index)
             host.refresh(vf, _LIVE)
     elif isinstance(dev.model, VirtualFunctionModel):
-        dev.model.config.load(saved)
+        dev.model.config.put_back(saved)
     host.refresh(dev, _LIVE)
