@@ -182,6 +182,6 @@ def _read(dev: Device, register: int) -> int:
 
 
 def _clear(dev: Device, register: int, bits: int) -> None:
-    """pci_write_config_dword to a register whose bits are cleared by ones."""
-    if not isinstance(dev.model, FixedFunction):
+    """pci_write_config_dword to a register of bits that ones clear, if the device is still there."""
+    if dev.registered and not isinstance(dev.model, FixedFunction):
         dev.model.write(_profile(dev.model).offset + register, 4, bits)
