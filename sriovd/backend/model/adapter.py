@@ -99,6 +99,11 @@ class PhysicalFunctionModel(FunctionModel):
         self._drop_all_vfs()
         self.config.load(recorded)
 
+    def put_back(self, saved: bytes) -> None:
+        """Software writes back what it has saved before a reset, and all VFs are new."""
+        self._drop_all_vfs()
+        super().put_back(saved)
+
     def _soft_reset(self) -> None:
         """Leaving D3hot keeps ARI Capable Hierarchy where the capability says so (9.3.3.2.2)."""
         profile = self.sriov.profile

@@ -183,6 +183,13 @@ class ConfigSpace:
             changeable = self.layout.writable[offset] | self.layout.clearable[offset]
             self._data[offset] = self._data[offset] & ~changeable & 0xFF | new & changeable
 
+    def put_back(self, saved: bytes) -> None:
+        """Store the writable bits that software has saved of this very function; what else has changed since
+        stays."""
+        for offset, (now, then) in enumerate(zip(self._data, saved, strict=True)):
+            writable = self.layout.writable[offset]
+            self._data[offset] = now & ~writable & 0xFF | then & writable
+
     def to_bytes(self) -> bytes:
         """Everything as software would read it."""
         return self._visible(0, self.size)

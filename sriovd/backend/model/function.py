@@ -130,6 +130,10 @@ class FunctionModel(ABC):
         """The whole configuration space as software reads it now."""
         return self.config.to_bytes() if self.reachable else b"\xff" * self.config.size
 
+    def put_back(self, saved: bytes) -> None:
+        """Software writes back what it has saved before a reset."""
+        self.config.put_back(saved)
+
     def function_level_reset(self) -> None:
         """Reset the function as Initiate FLR does (6.6.2). Nothing happens without the capability."""
         if self.express.profile.has_flr:

@@ -184,6 +184,7 @@ class Device:
     net_interface: str = ""
     is_up: bool = False  # the interface is switched on
     has_carrier: bool = False
+    is_detached: bool = False  # after a fatal error its driver has put the interface away
     vf_attributes: list[VfAttributes] = field(default_factory=list)  # a PF's, by VF index
     vfio_index: int | None = None
     registered: bool = False

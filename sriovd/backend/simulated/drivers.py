@@ -70,11 +70,12 @@ class Vote(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ErrorSupport:
     """A driver's pci_error_handlers. `normal`, `frozen`: what its error_detected answers to a non-fatal and
-    to a fatal error; `restores`: its slot_reset puts the function's registers back; `resume_usec`: how long
-    its callbacks after that take."""
+    to a fatal error; `remark`: what it logs of a non-fatal one; `restores`: its slot_reset puts back the
+    function's registers; `resume_usec`: how long its callbacks after that take."""
 
     normal: Vote = Vote.CAN_RECOVER
     frozen: Vote = Vote.NEED_RESET
+    remark: str = ""
     restores: bool = True
     resume_usec: int = 0
 
@@ -167,7 +168,7 @@ DRIVERS = (
             refuses_idle_spoof_check=True,
             is_reset_by_sriov=True,
         ),
-        errors=ErrorSupport(),
+        errors=ErrorSupport(remark="Non-correctable non-fatal error reported."),
         probe_usec=400 * MSEC,
         remove_usec=120 * MSEC,
     ),

@@ -41,7 +41,7 @@ class ErrorInfo:
     severity: Severity
     status: int = 0  # 0: not read
     mask: int = 0
-    first_error: int = -1  # bit number
+    first_error: int = 0  # bit number; of correctable errors nobody reads it
     tlp_header: tuple[int, ...] = ()
 
     @property
@@ -177,6 +177,6 @@ def _read(dev: Device, register: int) -> int:
 
 
 def _clear(dev: Device, register: int, bits: int) -> None:
-    """pci_write_config_dword to a register whose bits are cleared by ones."""
-    if not isinstance(dev.model, FixedFunction):
+    """pci_write_config_dword to a register of bits that ones clear, if the device is still there."""
+    if dev.registered and not isinstance(dev.model, FixedFunction):
         dev.model.write(_profile(dev.model).offset + register, 4, bits)

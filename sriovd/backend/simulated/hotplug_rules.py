@@ -78,6 +78,7 @@ def surprise_remove(host: Host, gone: Card) -> Rule[None]:
         for dev in reversed(children):
             if dev.registered:
                 yield from _stop_and_remove(host, dev)
+        _refresh_orphans(host, port)
     finally:
         host.rescan_lock.release()
 
@@ -151,7 +152,16 @@ def _add_card(host: Host, card: Card, below: Device | None) -> list[Device]:
             dev = make_pf(host, card, number, port)
             host.add_device(dev)
             added.append(dev)
+    if added:
+        _refresh_orphans(host, port)
     return added
+
+
+def _refresh_orphans(host: Host, port: Device | None) -> None:
+    """VFs that their PF's driver has left behind answer no longer when the PF is gone, or is found again and
+    its registers begin anew."""
+    for dev in host.list_children(port) if port else ():
+        host.refresh(dev, ("config",))
 
 
 def _stop_and_remove(host: Host, dev: Device) -> Rule[None]:

@@ -50,7 +50,7 @@ def ask_link(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[b
         if request is not None:
             _set_vf(host, dev, *request)
         elif verb == Verb.SWITCH_LINK:
-            (switch_on if argument == "up" else switch_off)(host, dev)
+            _switch(host, dev, on=argument == "up")
         else:
             return _get_link(dev, with_vfs=argument == "vfs")
         return b""
@@ -116,15 +116,25 @@ def lose_carrier(host: Host, dev: Device) -> None:
         host.spawn(_find_carrier(host, dev))
 
 
+def _switch(host: Host, dev: Device, *, on: bool) -> None:
+    """dev_change_flags, __dev_open: ENODEV for an interface that its driver has put away."""
+    if on and not dev.is_up and dev.is_detached:
+        fail(errno.ENODEV)
+    (switch_on if on else switch_off)(host, dev)
+
+
 def stop(host: Host, dev: Device) -> None:
-    """igb_io_error_detected: the interface is stopped (igb_down), and stays so until resume."""
+    """igb_io_error_detected: the interface is stopped (igb_down), and put away (netif_device_detach) until
+    resume."""
+    dev.is_detached = True
     if dev.has_carrier:
         dev.has_carrier = False
         _tell(host, dev)
 
 
 def resume(host: Host, dev: Device) -> None:
-    """igb_io_resume (igb_up)."""
+    """igb_io_resume (igb_up, netif_device_attach)."""
+    dev.is_detached = False
     if dev.is_up and not dev.has_carrier:
         host.spawn(_find_carrier(host, dev))
 

@@ -60,7 +60,7 @@ def remove_netdev(tree: Tree, numbers: NumberPool, dev: Device) -> None:
     if number is not None:
         numbers.give_back(number)
     dev.net_interface = ""
-    dev.is_up = dev.has_carrier = False
+    dev.is_up = dev.has_carrier = dev.is_detached = False
 
 
 def show_state(tree: Tree, dev: Device) -> None:

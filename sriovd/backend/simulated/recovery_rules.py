@@ -26,8 +26,6 @@ from sriovd.backend.simulated.reset_rules import (
     is_link_known_up,
     restore_registers,
 )
-from sriovd.backend.simulated.sriov_rules import VFS_ON
-from sriovd.pci_registers import Sriov
 
 CALLBACKS_USEC = 3 * MSEC  # from the first BEGIN_RECOVERY to SUCCESSFUL_RECOVERY, on an emulated 6.12
 _SETTLE_USEC = 50 * MSEC  # of a failed secondary bus reset, besides the wait for the link
@@ -115,6 +113,8 @@ def _detect(recovery: _Recovery, dev: Device) -> Rule[None]:
         recovery.host.errors.note(f"{dev.log_name}: AER: can't recover (no error_detected callback)")
     else:
         vote = support.frozen if recovery.is_fatal else support.normal
+        if support.remark and not recovery.is_fatal:
+            recovery.host.errors.note(f"{dev.log_name}: {support.remark}")
     if vote is Vote.NEED_RESET:
         link_rules.stop(recovery.host, dev)
         if not isinstance(dev.model, FixedFunction) and dev.model.reachable:
@@ -131,21 +131,11 @@ def _reset_slot(recovery: _Recovery, dev: Device) -> Rule[None]:
     if saved is None or support is None or not support.restores:
         return
     if recovery.is_fatal and isinstance(dev.model, PhysicalFunctionModel):
-        restore_registers(recovery.host, dev, _with_known_vfs(dev, dev.model, saved))
+        restore_registers(recovery.host, dev, saved)
     elif recovery.is_fatal:
         enable_function(dev)
         recovery.host.refresh(dev, ("config",))
     yield Wait("report_slot_reset", support.resume_usec)
-
-
-def _with_known_vfs(dev: Device, model: PhysicalFunctionModel, saved: bytes) -> bytes:
-    """sriov_restore_state: the number of VFs is the kernel's own, which may have changed since."""
-    count = dev.sriov.num_vfs if dev.sriov else 0
-    config, base = bytearray(saved), model.sriov.profile.offset
-    control = config[base + Sriov.CONTROL] & ~VFS_ON | (VFS_ON if count else 0)
-    config[base + Sriov.CONTROL] = control
-    config[base + Sriov.NUM_VFS : base + Sriov.NUM_VFS + 2] = count.to_bytes(2, "little")
-    return bytes(config)
 
 
 def _resume(recovery: _Recovery, dev: Device) -> Rule[None]:
@@ -173,7 +163,7 @@ def _reset_bus(recovery: _Recovery) -> Rule[bool]:
             yield from lock.take()
             taken.append(lock)
         host.machine.reset_bus(port.address)
-        for dev in affected:
+        for dev in host.list_children(port):
             host.refresh(dev, ("config",))
         comes_back = is_link_known_up(port)
         yield Wait("pci_bridge_wait_for_secondary_bus", RESET_USEC if comes_back else _SETTLE_USEC)

@@ -17,7 +17,8 @@ from sriovd.backend.simulated.device import Device, FixedFunction, Kind, Rule, W
 from sriovd.backend.simulated.drivers import MSEC
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.parse import PAGE_BYTES, cut_text, fail, parse_unsigned, same_text
-from sriovd.pci_registers import Express
+from sriovd.backend.simulated.resources import write_vf_bars
+from sriovd.pci_registers import Express, Sriov, SriovControl
 
 RESET_USEC = 100 * MSEC  # pcie_flr: msleep(100)
 LINK_USEC = 1000 * MSEC  # until "Data Link Layer Link Active not set in 100 msec"
@@ -27,6 +28,7 @@ _LINK_ACTIVE = 0x2000  # Link Status (PCIe 7.5.3.8): Data Link Layer Link Active
 GIVE_UP_USEC = 65_535 * MSEC  # pci_dev_wait: "not ready 65535ms after FLR; giving up"
 _KINDS = {"flr": Reset.FUNCTION, "pm": Reset.FUNCTION, "bus": Reset.HOT}
 _LIVE = ("config",)
+VFS_ON = SriovControl.VF_ENABLE | SriovControl.VF_MEMORY_SPACE
 
 
 def list_reset_methods(
@@ -154,13 +156,24 @@ def _reset_pf(model: PhysicalFunctionModel, method: str) -> None:
 
 
 def restore_registers(host: Host, dev: Device, saved: bytes) -> None:
-    """pci_restore_state and pci_restore_iov_state: the PF's VFs come back with it, as after power-on: theirs
-    nobody has saved."""
-    if isinstance(dev.model, PhysicalFunctionModel):
-        dev.model.load_config(saved)
+    """pci_restore_state, of registers that still can be reached. VFs come back with their PF as after
+    power-on: their own registers nobody has saved."""
+    model = dev.model
+    if not isinstance(model, FixedFunction) and model.reachable:
+        model.put_back(saved)
+    if isinstance(model, PhysicalFunctionModel) and model.reachable:
+        _restore_sriov(dev, model)
         for vf in host.list_vfs(dev):
-            vf.model = host.machine.make_vf(dev.model, vf.vf_index)
-            host.refresh(vf, _LIVE)
-    elif isinstance(dev.model, VirtualFunctionModel):
-        dev.model.config.load(saved)
-    host.refresh(dev, _LIVE)
+            vf.model = host.machine.make_vf(model, vf.vf_index)
+    for each in host.list_children(dev.port) if dev.sriov and dev.port else (dev,):
+        host.refresh(each, _LIVE)
+
+
+def _restore_sriov(dev: Device, model: PhysicalFunctionModel) -> None:
+    """sriov_restore_state: the kernel's own idea of the capability, whatever the registers were before."""
+    base, count = model.sriov.profile.offset, dev.sriov.num_vfs if dev.sriov else 0
+    model.write(base + Sriov.CONTROL, 2, 0)
+    write_vf_bars(model, dev.resources)
+    model.write(base + Sriov.SYSTEM_PAGE_SIZE, 4, 1)
+    model.write(base + Sriov.NUM_VFS, 2, count)
+    model.write(base + Sriov.CONTROL, 2, SriovControl.ARI_HIERARCHY | (VFS_ON if count else 0))

@@ -60,13 +60,17 @@ def vf_resources(pf: tuple[Resource, ...], total_vfs: int, index: int) -> tuple[
 
 def write_bars(model: PhysicalFunctionModel, resources: tuple[Resource, ...]) -> None:
     """Put assigned addresses into the registers of a function that has lost them."""
+    for bar in model.profile.bars:
+        _write_bar(model, Header.BAR0 + 4 * bar.index, bar, resources[bar.index].start)
+    write_vf_bars(model, resources)
+
+
+def write_vf_bars(model: PhysicalFunctionModel, resources: tuple[Resource, ...]) -> None:
+    """Only those that its VFs share."""
     sriov = model.sriov.profile
-    for bars, base, first in (
-        (model.profile.bars, Header.BAR0, 0),
-        (sriov.vf_bars, sriov.offset + Sriov.VF_BAR0, _IOV_FIRST),
-    ):
-        for bar in bars:
-            _write_bar(model, base + 4 * bar.index, bar, resources[first + bar.index].start)
+    for bar in sriov.vf_bars:
+        base = sriov.offset + Sriov.VF_BAR0
+        _write_bar(model, base + 4 * bar.index, bar, resources[_IOV_FIRST + bar.index].start)
 
 
 def _assign(model: PhysicalFunctionModel, space: AddressSpace, bar: Bar, base: int, size: int) -> Resource:

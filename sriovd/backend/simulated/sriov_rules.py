@@ -17,7 +17,7 @@ from sriovd.backend.simulated.driver_rules import attach_device, release_driver
 from sriovd.backend.simulated.drivers import MSEC, Probe, SriovSupport
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.parse import fail, parse_bool, parse_signed, parse_unsigned
-from sriovd.backend.simulated.reset_rules import list_reset_methods
+from sriovd.backend.simulated.reset_rules import VFS_ON, list_reset_methods
 from sriovd.backend.simulated.resources import vf_resources
 from sriovd.pci import AddressError, PciAddress, vf_address
 from sriovd.pci_registers import Sriov, SriovControl
@@ -26,7 +26,6 @@ ENABLE_USEC = 100 * MSEC  # sriov_enable: msleep(100) after setting VF Enable
 DISABLE_USEC = 1000 * MSEC  # sriov_disable: ssleep(1) after clearing it
 ADD_VF_USEC = 16 * MSEC  # measured on an emulated 6.12
 REMOVE_VF_USEC = 4 * MSEC
-VFS_ON = SriovControl.VF_ENABLE | SriovControl.VF_MEMORY_SPACE
 _CHANGED = ("config", "sriov_numvfs", "sriov_offset", "sriov_stride")
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from sriovd.backend.base import Fault
+from sriovd.backend.base import Fault, Severity
 from sriovd.backend.steps import StepResult, Verb
 from sriovd.backend.vf_attributes import parse_report
 from sriovd.pci import PciAddress
@@ -142,3 +142,12 @@ def test_interfaces_are_switched_and_tell_it(sim: Sim) -> None:
 )
 def test_what_cannot_be_switched(sim: Sim, address: str, argument: str, outcome: str) -> None:
     assert shown(run_steps(sim, (Verb.SWITCH_LINK, address, argument))[0]) == outcome
+
+
+def test_the_interface_of_a_dead_adapter_can_be_switched_off_and_not_on(sim: Sim) -> None:
+    sim.backend.inject_error(PciAddress.parse(IGB), Severity.FATAL, 0, ())
+    down, up = run_steps(sim, (Verb.SWITCH_LINK, IGB, "down"), (Verb.SWITCH_LINK, IGB, "up"))
+    assert (shown(down), shown(up)) == ("", "ENODEV")
+    for path, value in ((f"{IGB}/remove", "1"), (f"{PORT}/rescan", "1")):
+        sim.must(path, value)
+    assert shown(run_steps(sim, (Verb.SWITCH_LINK, IGB, "up"))[0]) == ""

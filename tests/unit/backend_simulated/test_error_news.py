@@ -67,6 +67,15 @@ def test_the_log_is_in_the_kernels_words(card: Sim) -> None:
         f"vfio-pci {VF}:    [14] CmpltTO               ",
         f"vfio-pci {VF}: AER:   TLP Header: 40000001 0000220f 10000000 00000000",
     ]
+    assert log(card)[6] == f"igb {IGB}: Non-correctable non-fatal error reported."
+    record_of(card, IGB, Severity.CORRECTED, 0x41)
+    assert log(card)[-5:] == [
+        f"pcieport {PORT}: AER: Correctable error message received from {IGB}",
+        f"igb {IGB}: PCIe Bus Error: severity=Correctable, type=Physical Layer, (Receiver ID)",
+        f"igb {IGB}:   device [8086:10c9] error status/mask=00000041/0000e000",
+        f"igb {IGB}:    [ 0] RxErr                  (First)",
+        f"igb {IGB}:    [ 6] BadTLP                ",
+    ]
 
 
 def test_the_log_can_be_asked_for_a_time_and_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,16 @@ def test_on_a_host_that_takes_its_time_the_record_is_there_first(root: str) -> N
     assert told[:2] == [f"fatal {IGB}", f"BEGIN_RECOVERY {IGB}"] and told[6] == f"FAILED_RECOVERY {VF1}"
 
 
+def test_a_reset_of_a_dead_pf_brings_its_vfs_back_and_not_itself(card: Sim) -> None:
+    """pci_restore_state writes back the zeros that it has just saved; SR-IOV the kernel knows better."""
+    inject(card, IGB, Severity.FATAL)
+    card.must(f"{IGB}/reset", "1")
+    pf = pf_model(card)
+    assert pf.sriov.enabled_vfs == 2 and pf.sriov.vf_bar_windows()[0].address
+    assert config(card, VF)[4:8] == bytes.fromhex("00001000")
+    assert config(card, IGB)[4:6] == b"\0\0" and not pf.may_dma
+
+
 def test_a_vf_of_a_dead_adapter_that_is_reset_keeps_the_kernel_for_a_minute(card: Sim) -> None:
     inject(card, IGB, Severity.FATAL)
     call: Call = card.kernel.start(Access.WRITE, f"bus/pci/devices/{VF}/reset", b"1")
