@@ -1,0 +1,188 @@
+"""What sriovd says while it recovers, and when: announcements, answers and the kernel's errors on one clock.
+
+Rule of this module: every time is in microseconds of the guest's CLOCK_MONOTONIC, taken in the guest. What
+the tests know of sriovd comes from its D-Bus interface and its journal; what they know of the kernel does
+not come from sriovd.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.lab.client import IGB0, IGB1, NAME, Client, adapter_path, function_path, kernel_vfs
+from tests.lab.guest import Guest
+from tests.lab.trace import TRACEFS
+from tests.lab.waiting import wait_until
+
+HERE = Path(__file__).parent
+RECOVERY = f"{NAME}.Recovery"
+ADAPTER_STATES = ("frozen", "collecting", "resetting", "restoring", "verifying", "permitting", "online")
+VF_STATES = ("frozen", "locked-out", "permitted", "recovering", "online")
+SLOTS = {IGB0: "0000:01:00", IGB1: "0000:02:00"}
+PORTS = {IGB0: "0000:00:03.0", IGB1: "0000:00:04.0"}  # the root ports of the default layout
+RECOVER_S = 60.0
+ERRORS = f"{TRACEFS}/instances/sriovd_lab_errors"
+ERROR_RECORD = re.compile(r" (\d+)\.(\d{6}): aer_event: (\S+) ")
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A StateChanged, when it was received."""
+
+    usec: int
+    path: str
+    state: str
+    cause: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The first of equal answers to an owner's Unfreeze: a state, or the name of an error."""
+
+    asked: int
+    usec: int
+    vf: str
+    answer: str
+
+
+class Watching:
+    """Runs watching.py in its `with` block.
+
+    `unfreeze`: VF and owner, who ask all the time. `kill`: object path and state at which sriovd is killed.
+    """
+
+    def __init__(
+        self, guest: Guest, unfreeze: dict[str, str] | None = None, kill: tuple[str, str] | None = None
+    ) -> None:
+        self._guest = guest
+        words = [f"unfreeze={vf},{owner}" for vf, owner in (unfreeze or {}).items()]
+        self._words = [*words, f"kill={kill[0]},{kill[1]}"] if kill else words
+
+    def __enter__(self) -> Self:
+        self._guest.put("/run/watching.py", (HERE / "watching.py").read_bytes())
+        self._running = self._guest.start(["python3", "/run/watching.py", *self._words])
+        wait_until(lambda: self._lines("ready"), 30.0, "the watcher to be ready")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._running.running:
+            self._running.signal(15)
+        self._running.wait(20.0)
+
+    def _lines(self, key: str) -> list[dict[str, Any]]:
+        assert self._running.running, self._running.wait(5.0)
+        whole = self._running.output().stdout.rpartition("\n")[0].splitlines()
+        return [line for line in map(json.loads, whole) if key in line]
+
+    def announcements(self, path: str = "") -> list[Announcement]:
+        """Those of one object, or all, in order."""
+        told = [Announcement(**line) for line in self._lines("path")]
+        return [each for each in told if path in ("", each.path)]
+
+    def answers(self, vf: str) -> list[Answer]:
+        return [Answer(**line) for line in self._lines("asked") if line["vf"] == vf]
+
+    def killed(self) -> bool:
+        return bool(self._lines("killed"))
+
+    def wait_for(self, path: str, state: str, deadline_s: float = RECOVER_S) -> Announcement:
+        """The last announcement of that object, once it is of that state."""
+
+        def last() -> Announcement | None:
+            told = self.announcements(path)
+            return told[-1] if told and told[-1].state == state else None
+
+        return wait_until(last, deadline_s, f"{path} to be announced {state}")  # type: ignore[return-value]
+
+    def wait_online(self, pf: str, vfs: Sequence[str], deadline_s: float = RECOVER_S) -> None:
+        """Until the adapter of `pf` and those VFs have been announced online."""
+        for path in (adapter_path(SLOTS[pf]), *map(function_path, vfs)):
+            self.wait_for(path, "online", deadline_s)
+
+    def last_usec(self, state: str, vfs: Sequence[str]) -> int:
+        """When the last of those VFs was announced to be in that state."""
+        paths = {function_path(vf) for vf in vfs}
+        return max(each.usec for each in self.announcements() if each.path in paths and each.state == state)
+
+
+@contextmanager
+def error_records(guest: Guest) -> Iterator[None]:
+    """The kernel's own records of errors, from now on; see error_usecs()."""
+    remove = f"test ! -d {ERRORS} || rmdir {ERRORS}"
+    guest.run(
+        f"{remove}; mkdir {ERRORS} && echo mono > {ERRORS}/trace_clock"
+        f" && echo 1 > {ERRORS}/events/ras/aer_event/enable"
+    )
+    try:
+        yield
+    finally:
+        guest.run(f"echo 0 > {ERRORS}/events/ras/aer_event/enable; {remove}")
+
+
+def error_usecs(guest: Guest) -> list[int]:
+    """When the kernel recorded each error, in order."""
+    found = ERROR_RECORD.findall(guest.run(f"cat {ERRORS}/trace").stdout)
+    return [int(seconds) * 1_000_000 + int(usec) for seconds, usec, _ in found]
+
+
+def adapter(client: Client, pf: str, name: str = "State") -> Any:
+    """A property of the adapter's PE."""
+    return client.get(adapter_path(SLOTS[pf]), RECOVERY, name)
+
+
+def vf_states(client: Client, pf: str) -> dict[str, str]:
+    """State of the PE of each VF that the kernel has."""
+    return {vf: client.get(function_path(vf), RECOVERY, "State") for vf in kernel_vfs(client.guest, pf)}
+
+
+def wait_recovered(client: Client, pf: str, count: int = 7, deadline_s: float = RECOVER_S) -> None:
+    """Until the adapter and all its VFs are online, asked by properties: it may have been online before."""
+
+    def recovered() -> bool:
+        return adapter(client, pf) == "online" and list(vf_states(client, pf).values()) == ["online"] * count
+
+    wait_until(recovered, deadline_s, f"the adapter of {pf} and {count} VFs to be online")
+
+
+def assert_in_order(told: Sequence[Announcement], states: Sequence[str]) -> None:
+    """Announcements of one PE: from the first to the last state of its way, none twice, none backwards."""
+    seen = [each.state for each in told]
+    assert seen == [state for state in states if state in seen], seen
+    assert (seen[0], seen[-1]) == (states[0], states[-1]), seen
+
+
+def freeze_usecs(guest: Guest) -> list[int]:
+    """From reading the kernel's event to all PEs frozen, each time since the boot, as sriovd logs it."""
+    journal = "journalctl --boot --output=json SYSLOG_IDENTIFIER=sriovd | grep SRIOVD_FREEZE_USEC || true"
+    lines = guest.run(journal).stdout.splitlines()
+    return [int(json.loads(line)["SRIOVD_FREEZE_USEC"]) for line in lines]
+
+
+def forget(client: Client) -> None:
+    """sriovd without a past: no freeze of another test counts, no lease or quarantine is left."""
+    again = "systemctl stop sriovd; rm -rf /var/lib/sriovd/*; systemctl start sriovd"
+    client.guest.run(again, timeout_s=60.0)
+
+
+def bring_back(client: Client, pf: str) -> None:
+    """An adapter in whatever state, by hand: a PF on its driver without VFs, which sriovd then finds."""
+    device = f"/sys/bus/pci/devices/{pf}"
+    client.guest.run("systemctl stop sriovd", timeout_s=60.0)
+    client.guest.run(
+        f"for link in {device}/net/*; do ip link set ${{link##*/}} down; done;"
+        f" echo 1 > {device}/remove; echo 1 > /sys/bus/pci/devices/{PORTS[pf]}/rescan",
+        timeout_s=100.0,
+        check=False,
+    )
+    forget(client)
+    wait_until(lambda: client.functions().get(pf) == "igb", 30.0, "the PF to be back")
