@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.lab.client import IGB0, IGB1, NAME, Client, adapter_path, function_path, kernel_vfs
+from tests.lab.desired import link_vfs
 from tests.lab.guest import Guest
 from tests.lab.trace import TRACEFS
 from tests.lab.waiting import wait_until
@@ -154,6 +155,11 @@ def wait_recovered(client: Client, pf: str, count: int = 7, deadline_s: float = 
     wait_until(recovered, deadline_s, f"the adapter of {pf} and {count} VFs to be online")
 
 
+def wait_frozen(client: Client, pf: str, times: int, deadline_s: float = 30.0) -> None:
+    """Until so many freezes of the adapter count: it has noticed the last error, and may be through."""
+    wait_until(lambda: adapter(client, pf, "Freezes") == times, deadline_s, f"freeze {times} of {pf}")
+
+
 def assert_in_order(told: Sequence[Announcement], states: Sequence[str]) -> None:
     """Announcements of one PE: from the first to the last state of its way, none twice, none backwards."""
     seen = [each.state for each in told]
@@ -186,3 +192,43 @@ def bring_back(client: Client, pf: str) -> None:
     )
     forget(client)
     wait_until(lambda: client.functions().get(pf) == "igb", 30.0, "the PF to be back")
+
+
+def lease_all(client: Client, pf: str, owner: str = "orchestrator", but: str = "") -> dict[str, str]:
+    """Leases every VF of `pf` except `but`: the lease's object path by VF."""
+    vfs = [vf for vf in kernel_vfs(client.guest, pf) if vf != but]
+    return {vf: client.ask("Lease", "sa{sv}", owner, 1, "address", "s", vf)[0] for vf in vfs}
+
+
+def picture(client: Client, pf: str, leases: dict[str, str]) -> dict[str, tuple[Any, ...]]:
+    """What must be as before after a recovery, by VF: its driver, what `ip link` says of it, its lease."""
+    links = link_vfs(client.guest, pf)
+    names = ("address", "vlan_list", "spoofchk", "trust")
+    return {
+        vf: (driver, *(links[index].get(name) for name in names), *lease_of(client, leases.get(vf, "")))
+        for index, (vf, driver) in enumerate(kernel_vfs(client.guest, pf).items())
+    }
+
+
+def lease_of(client: Client, path: str) -> tuple[str, ...]:
+    """The state of a lease and the object that it is of; nothing without a path."""
+    return tuple(client.get(path, f"{NAME}.Lease", name) for name in ("State", "Function") if path)
+
+
+def set_attributes(client: Client, vf: str, *attributes: str | int) -> Any:
+    """SetVFAttributes: names, types and values."""
+    count = len(attributes) // 3
+    return client.ask("SetVFAttributes", "sa{sv}a{sv}", vf, count, *attributes, 0)
+
+
+def by_hand(guest: Guest, order: str, *pfs: str) -> tuple[float, str]:
+    """by_hand.py: seconds, and what each step took. sriovd is stopped, and started again without a past."""
+    for script in ("by_hand.py", "bringup.py"):
+        guest.put(f"/root/tests/lab/{script}", (HERE / script).read_bytes())
+    guest.run("systemctl stop sriovd; rm -rf /var/lib/sriovd/*", timeout_s=60.0)
+    try:
+        command = ["env", "PYTHONPATH=/root", "python3", "-m", "tests.lab.by_hand", order, *pfs]
+        seconds, *steps = guest.run(command, timeout_s=200.0).stdout.splitlines()
+    finally:
+        guest.run("systemctl start sriovd", timeout_s=60.0)
+    return float(seconds), "; ".join(steps)

@@ -87,9 +87,8 @@ async def main(*arguments: str) -> None:
     add.signature, add.body = "s", [RULE]
     await bus.call(add)
     tell(ready=now_usec())
-    await asyncio.gather(
-        bus.wait_for_disconnect(), *(watcher.unfreeze(*value) for key, value in pairs if key == "unfreeze")
-    )
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by SIGTERM
+    await asyncio.gather(ended, *(watcher.unfreeze(*value) for key, value in pairs if key == "unfreeze"))
 
 
 if __name__ == "__main__":
