@@ -94,8 +94,6 @@ def revive(pf: str, order: str, laps: Laps) -> None:
         with suppress(OSError):  # ENOTTY, after 70 s
             write(f"{DEVICES}/{list_vfs(pf)[0]}/reset", "1")
         laps.end("reset of a VF")
-    ip(f"link set {interface_of(pf)} down")
-    laps.end("link down")
     write(f"{DEVICES}/{pf}/sriov_numvfs", "0")
     laps.end("VFs away")
     write(f"{DEVICES}/{pf}/remove", "1")

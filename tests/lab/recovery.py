@@ -105,6 +105,14 @@ class Watching:
 
         return wait_until(last, deadline_s, f"{path} to be announced {state}")  # type: ignore[return-value]
 
+    def wait_for_any(self, path: str, state: str, deadline_s: float = RECOVER_S) -> None:
+        """Until that object has been announced to be in that state, whatever came after."""
+
+        def states() -> bool:
+            return state in [each.state for each in self.announcements(path)]
+
+        wait_until(states, deadline_s, f"{path} to be announced {state}")
+
     def wait_online(self, pf: str, vfs: Sequence[str], deadline_s: float = RECOVER_S) -> None:
         """Until the adapter of `pf` and those VFs have been announced online."""
         for path in (adapter_path(SLOTS[pf]), *map(function_path, vfs)):
