@@ -7,8 +7,7 @@ again, then what each step took. ORDER: `right`, one process with the fewest ste
 `naive`, which first resets a VF. sriovd must not be running. Afterwards there are no VFs.
 
 The right order begins by taking the interface down: igb's error handler has disabled NAPI, and removing a PF
-whose interface is up disables it once more, which never ends and holds the rtnl lock (igb_main.c, 6.12). The
-VFs go before the PF: igb takes 2 s for them, and `remove` would hold the host's rescan lock for as long.
+whose interface is up disables it once more, which never ends and holds the rtnl lock (igb_main.c, 6.12).
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ def revive(pf: str, order: str, laps: Laps) -> None:
         with suppress(OSError):  # ENOTTY, after 70 s
             write(f"{DEVICES}/{list_vfs(pf)[0]}/reset", "1")
         laps.end("reset of a VF")
-    write(f"{DEVICES}/{pf}/sriov_numvfs", "0")
-    laps.end("VFs away")
+    ip(f"link set {interface_of(pf)} down")
+    laps.end("link down")
     write(f"{DEVICES}/{pf}/remove", "1")
     laps.end("remove")
     write(f"{port}/rescan", "1")

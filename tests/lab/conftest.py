@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.client import IGB0, IGB1, Client
+from tests.lab.client import Client, adapter_path
 from tests.lab.guest import Guest
 from tests.lab.host import missing_reason
 from tests.lab.layout import load_layout
 from tests.lab.project import PROJECT_ROOT
 from tests.lab.recipe import DEFAULT_KERNEL, guest_recipe
-from tests.lab.recovery import adapter, bring_back, forget
+from tests.lab.recovery import SLOTS, bring_back, forget, standings
 
 LOG_ROOT = PROJECT_ROOT / "build" / "lab-logs"
 GUEST_FIXTURES = {"guest", "boot_guest"}
@@ -152,7 +152,8 @@ def fresh(client: Client) -> Iterator[Client]:
     forget(client)
     yield client
     client.start()
-    for pf in (IGB0, IGB1):
-        if adapter(client, pf) != "online":
+    told = standings(client)
+    for pf, slot in SLOTS.items():
+        if told.get(adapter_path(slot), {}).get("State") != "online":
             bring_back(client, pf)
     forget(client)

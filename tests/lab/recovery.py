@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.lab.client import IGB0, IGB1, NAME, Client, adapter_path, function_path, kernel_vfs
+from tests.lab.client import IGB0, IGB1, NAME, ROOT, Client, adapter_path, function_path, kernel_vfs
 from tests.lab.desired import link_vfs
 from tests.lab.guest import Guest
 from tests.lab.trace import TRACEFS
@@ -149,23 +149,43 @@ def adapter(client: Client, pf: str, name: str = "State") -> Any:
     return client.get(adapter_path(SLOTS[pf]), RECOVERY, name)
 
 
+def standings(client: Client) -> dict[str, dict[str, Any]]:
+    """The properties of every PE by object path, in one call; nothing while sriovd does not answer."""
+    manager = "org.freedesktop.DBus.ObjectManager"
+    result = client.run("call", NAME, ROOT, manager, "GetManagedObjects")
+    (objects,) = json.loads(result.stdout)["data"] if result.status == 0 else ({},)
+    return {
+        path: {name: value["data"] for name, value in interfaces[RECOVERY].items()}
+        for path, interfaces in objects.items()
+        if RECOVERY in interfaces
+    }
+
+
 def vf_states(client: Client, pf: str) -> dict[str, str]:
-    """State of the PE of each VF that the kernel has."""
-    return {vf: client.get(function_path(vf), RECOVERY, "State") for vf in kernel_vfs(client.guest, pf)}
+    """State of the PE of each VF that the kernel has; empty for one that sriovd does not have (yet)."""
+    told = standings(client)
+    return {vf: told.get(function_path(vf), {}).get("State", "") for vf in kernel_vfs(client.guest, pf)}
 
 
 def wait_recovered(client: Client, pf: str, count: int = 7, deadline_s: float = RECOVER_S) -> None:
-    """Until the adapter and all its VFs are online, asked by properties: it may have been online before."""
+    """Until the adapter and all its VFs are online, as properties: it may have been online before."""
 
     def recovered() -> bool:
-        return adapter(client, pf) == "online" and list(vf_states(client, pf).values()) == ["online"] * count
+        told = standings(client)
+        paths = [adapter_path(SLOTS[pf]), *map(function_path, kernel_vfs(client.guest, pf))]
+        states = [told.get(path, {}).get("State") for path in paths]
+        return states == ["online"] * (1 + count)
 
     wait_until(recovered, deadline_s, f"the adapter of {pf} and {count} VFs to be online")
 
 
 def wait_frozen(client: Client, pf: str, times: int, deadline_s: float = 30.0) -> None:
     """Until so many freezes of the adapter count: it has noticed the last error, and may be through."""
-    wait_until(lambda: adapter(client, pf, "Freezes") == times, deadline_s, f"freeze {times} of {pf}")
+
+    def noticed() -> bool:
+        return bool(standings(client).get(adapter_path(SLOTS[pf]), {}).get("Freezes") == times)
+
+    wait_until(noticed, deadline_s, f"freeze {times} of {pf}")
 
 
 def assert_in_order(told: Sequence[Announcement], states: Sequence[str]) -> None:
