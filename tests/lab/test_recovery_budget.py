@@ -8,6 +8,7 @@ from tests.lab.errors import inject_error
 from tests.lab.recovery import (
     RECOVERY,
     SLOTS,
+    Watching,
     adapter,
     lease_all,
     picture,
@@ -58,7 +59,7 @@ def test_the_sixth_quarantines_until_it_is_lifted(fresh: Client) -> None:
     fresh.ask("Lift", "sa{sv}", slot, 0)
     wait_recovered(fresh, IGB0)
     assert picture(fresh, IGB0, leases) == before
-    inject_error(guest, IGB0, Severity.NONFATAL)  # a budget of its own again
-    wait_until(lambda: adapter(fresh, IGB0, "Freezes") >= 1, 30.0, "the freeze")
-    wait_recovered(fresh, IGB0)
+    with Watching(guest) as watching:  # a budget of its own again
+        inject_error(guest, IGB0, Severity.NONFATAL)
+        watching.wait_online(IGB0, list(leases))
     assert fresh.get(function_path(vf), RECOVERY, "State") == "online"

@@ -10,7 +10,7 @@ import pytest
 
 from sriovd.backend.base import Severity
 from tests.lab.client import IGB0, MANAGER, NAME, ROOT, Client, adapter_path, function_path, refusal_of
-from tests.lab.desired import link_vfs, policy_file
+from tests.lab.desired import policy_file, wait_pf_in_sync
 from tests.lab.errors import inject_error
 from tests.lab.guest import Guest
 from tests.lab.leasing import VF, Tenant, group_owner, tenants_may_lease
@@ -71,6 +71,7 @@ def network_management(guest: Guest) -> Iterator[None]:
         yield
     finally:
         guest.run(f"systemctl stop systemd-networkd.socket systemd-networkd; rm {NETWORK_FILE}")
+        guest.run(f"ip address flush dev {pf_interface(guest, IGB0)}", check=False)
 
 
 def wait_address(guest: Guest) -> None:
@@ -86,7 +87,7 @@ def seven_vfs(client: Client, policy: bool) -> Iterator[None]:
     """7 VFs with VLAN and MAC: told by a policy file, or set by calls."""
     if policy:
         with policy_file(client, POLICY):
-            wait_until(lambda: len(link_vfs(client.guest, IGB0)) == 7, 60.0, "the VFs")
+            wait_pf_in_sync(client, IGB0)
             yield
         return
     client.set_num_vfs(IGB0, 7, driver="vfio-pci")
@@ -108,15 +109,14 @@ def test_back_as_before_without_a_command(fresh: Client, floor_s: float, policy:
             watching.wait_online(IGB0, list(leases))
             (error,) = error_usecs(guest)
             told = watching.announcements()
+            permitted_s, online_s = (
+                (watching.last_usec(state, list(leases)) - error) / 1e6 for state in ("permitted", "online")
+            )
         assert_in_order([each for each in told if each.path == ADAPTER_PATH], ADAPTER_STATES)
         for vf in leases:
             assert_in_order([each for each in told if each.path == function_path(vf)], VF_STATES)
         assert picture(fresh, IGB0, leases) == before
         assert "UP" in guest.run(f"ip -brief link show {interface}").stdout
-        permitted_s, online_s = (
-            (max(each.usec for each in told if each.state == state) - error) / 1e6
-            for state in ("permitted", "online")
-        )
     way = ", ".join(
         f"{each.state} {(each.usec - error) / 1e6:.2f}" for each in told if each.path == ADAPTER_PATH
     )
@@ -129,7 +129,7 @@ def test_back_as_before_without_a_command(fresh: Client, floor_s: float, policy:
 def test_a_vm_is_ended_and_begins_again_after_permission(fresh: Client) -> None:
     guest, path = fresh.guest, function_path(VF)
     with tenants_may_lease(guest), policy_file(fresh, POLICY.replace("vlan = 100", "spoof-check = true")):
-        wait_until(lambda: len(link_vfs(guest, IGB0)) == 7, 60.0, "the VFs")
+        wait_pf_in_sync(fresh, IGB0)
         with network_management(guest):
             wait_address(guest)
             tenant = Tenant(fresh, USER)

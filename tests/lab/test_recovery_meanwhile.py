@@ -73,7 +73,6 @@ def test_two_adapters_recover_in_the_time_of_one(fresh: Client) -> None:
     hand_one_s, _ = by_hand(guest, "right", IGB0)
     hand_two_s, steps = by_hand(guest, "right", *pfs)
     print(f"by hand: one {hand_one_s:.2f} s, two {hand_two_s:.2f} s ({steps})")
-    fresh.functions()
     leases = {}
     for pf in pfs:
         fresh.set_num_vfs(pf, 7, driver="vfio-pci")

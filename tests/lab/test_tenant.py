@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.client import IGB0, MANAGER, NAME, ROOT, Client, function_path, refusal_of
-from tests.lab.desired import COUNTS, link_vfs, policy_file
+from tests.lab.client import IGB0, MANAGER, NAME, ROOT, Client, refusal_of
+from tests.lab.desired import COUNTS, link_vfs, policy_file, wait_pf_in_sync
 from tests.lab.leasing import RULE, VF, Tenant, group_owner, tenants_may_lease
 from tests.lab.tenant import TenantVm, make_user, pf_address
 from tests.lab.trace import WriteTrace
@@ -73,7 +73,7 @@ def test_vm_of_a_tenant(client: Client, tenant: Tenant) -> None:
     assert (after["trust"], after["address"], after["spoofchk"]) == (False, mac, True)
     assert group_owner(client, VF) == "root"
     assert client.functions()[VF] == "vfio-pci"
-    wait_in_sync_of_igb0(client)
+    wait_pf_in_sync(client, IGB0)
 
     following = Tenant(client, NEXT_USER)
     number = following.lease()
@@ -95,14 +95,6 @@ def test_the_open_group_comes_over_the_bus(client: Client, tenant: Tenant) -> No
         assert told == ["flags 1", "second org.sriovd1.Error.InUse"]
         assert group_owner(client, VF) == USER
     tenant.release(number)
-
-
-def wait_in_sync_of_igb0(client: Client) -> None:
-    wait_until(
-        lambda: client.get(function_path(IGB0), f"{NAME}.PhysicalFunction", "PolicyState") == "in-sync",
-        30.0,
-        "in sync",
-    )
 
 
 def test_what_a_tenant_may_not_do(client: Client, tenant: Tenant) -> None:

@@ -29,7 +29,7 @@ from dbus_next.message import Message
 
 NAME, ROOT, MANAGER = "org.sriovd1", "/org/sriovd1", "org.sriovd1.Manager"
 RULE = "type='signal',interface='org.sriovd1.Recovery',member='StateChanged'"
-PAUSE_S = 0.005
+PAUSE_S = 0.01
 
 
 def tell(**values: Any) -> None:
