@@ -7,6 +7,7 @@ not come from sriovd.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,15 @@ ADAPTER_STATES = ("frozen", "collecting", "resetting", "restoring", "verifying",
 VF_STATES = ("frozen", "locked-out", "permitted", "recovering", "online")
 SLOTS = {IGB0: "0000:01:00", IGB1: "0000:02:00"}
 PORTS = {IGB0: "0000:00:03.0", IGB1: "0000:00:04.0"}  # the root ports of the default layout
+# Which state of an adapter may follow which on its way back: after a rung or a check that fails the next rung.
+FOLLOWERS = {
+    "frozen": ("collecting",),
+    "collecting": ("resetting",),
+    "resetting": ("resetting", "restoring"),
+    "restoring": ("verifying", "resetting"),
+    "verifying": ("permitting", "resetting"),
+    "permitting": ("online",),
+}
 RECOVER_S = 60.0
 ERRORS = f"{TRACEFS}/instances/sriovd_lab_errors"
 ERROR_RECORD = re.compile(r" (\d+)\.(\d{6}): aer_event: (\S+) ")
@@ -193,6 +203,13 @@ def assert_in_order(told: Sequence[Announcement], states: Sequence[str]) -> None
     seen = [each.state for each in told]
     assert seen == [state for state in states if state in seen], seen
     assert (seen[0], seen[-1]) == (states[0], states[-1]), seen
+
+
+def assert_climbed(told: Sequence[Announcement]) -> None:
+    """Announcements of an adapter: from frozen to online, each state one that may follow."""
+    seen = [each.state for each in told]
+    assert (seen[0], seen[-1]) == ("frozen", "online"), seen
+    assert all(after in FOLLOWERS[before] for before, after in itertools.pairwise(seen)), seen
 
 
 def freeze_usecs(guest: Guest) -> list[int]:

@@ -15,12 +15,12 @@ from tests.lab.errors import inject_error
 from tests.lab.guest import Guest
 from tests.lab.leasing import VF, Tenant, group_owner, tenants_may_lease
 from tests.lab.recovery import (
-    ADAPTER_STATES,
     RECOVERY,
     SLOTS,
     VF_STATES,
     Watching,
     adapter,
+    assert_climbed,
     assert_in_order,
     by_hand,
     error_records,
@@ -112,7 +112,7 @@ def test_back_as_before_without_a_command(fresh: Client, floor_s: float, policy:
             permitted_s, online_s = (
                 (watching.last_usec(state, list(leases)) - error) / 1e6 for state in ("permitted", "online")
             )
-        assert_in_order([each for each in told if each.path == ADAPTER_PATH], ADAPTER_STATES)
+        assert_climbed([each for each in told if each.path == ADAPTER_PATH])
         for vf in leases:
             assert_in_order([each for each in told if each.path == function_path(vf)], VF_STATES)
         assert picture(fresh, IGB0, leases) == before

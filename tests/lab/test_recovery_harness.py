@@ -14,6 +14,7 @@ from tests.lab.recovery import (
     SLOTS,
     Announcement,
     Watching,
+    assert_climbed,
     assert_in_order,
     error_records,
     error_usecs,
@@ -67,6 +68,15 @@ def test_what_is_not_in_the_tables_order_is_refused(states: list[str]) -> None:
     assert_in_order([announced(state) for state in ("frozen", "verifying", "online")], ADAPTER_STATES)
     with pytest.raises(AssertionError):
         assert_in_order([announced(state) for state in states], ADAPTER_STATES)
+
+
+def test_a_ladder_may_be_climbed_and_not_left_out() -> None:
+    ladder = ("frozen", "collecting", "resetting", "restoring", "verifying", "resetting", "resetting")
+    way = [announced(state) for state in (*ladder, "restoring", "verifying", "permitting", "online")]
+    assert_climbed(way)
+    for left_out in (0, 1, *range(7, len(way))):
+        with pytest.raises(AssertionError):
+            assert_climbed(way[:left_out] + way[left_out + 1 :])
 
 
 def announced(state: str) -> Announcement:
