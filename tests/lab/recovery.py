@@ -29,7 +29,7 @@ ADAPTER_STATES = ("frozen", "collecting", "resetting", "restoring", "verifying",
 VF_STATES = ("frozen", "locked-out", "permitted", "recovering", "online")
 SLOTS = {IGB0: "0000:01:00", IGB1: "0000:02:00"}
 PORTS = {IGB0: "0000:00:03.0", IGB1: "0000:00:04.0"}  # the root ports of the default layout
-# Which state of an adapter may follow which on its way back: after a rung or a check that fails the next rung.
+# Which state of an adapter may follow which on its way back; after a failure comes the next rung.
 FOLLOWERS = {
     "frozen": ("collecting",),
     "collecting": ("resetting",),
