@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.client import Client
+from tests.lab.client import Client, adapter_path
 from tests.lab.guest import Guest
 from tests.lab.host import missing_reason
 from tests.lab.layout import load_layout
 from tests.lab.project import PROJECT_ROOT
 from tests.lab.recipe import DEFAULT_KERNEL, guest_recipe
+from tests.lab.recovery import SLOTS, bring_back, forget, standings
 
 LOG_ROOT = PROJECT_ROOT / "build" / "lab-logs"
 GUEST_FIXTURES = {"guest", "boot_guest"}
@@ -142,3 +143,17 @@ def client(guest: Guest) -> Iterator[Client]:
     sriovd.start()
     for pf in sriovd.pfs():
         sriovd.set_num_vfs(pf, 0)
+
+
+@pytest.fixture
+def fresh(client: Client) -> Iterator[Client]:
+    """sriovd without a past: the freezes of other tests do not count. A test may break both igb adapters;
+    one that it leaves broken is brought back by hand."""
+    forget(client)
+    yield client
+    client.start()
+    told = standings(client)
+    for pf, slot in SLOTS.items():
+        if told.get(adapter_path(slot), {}).get("State") != "online":
+            bring_back(client, pf)
+    forget(client)

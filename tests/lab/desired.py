@@ -62,6 +62,15 @@ def wait_in_sync(client: Client, deadline_s: float = CONVERGE_S) -> None:
     )
 
 
+def wait_pf_in_sync(client: Client, pf: str, deadline_s: float = 60.0) -> None:
+    """Until sriovd says that this PF is as its policy says."""
+    wait_until(
+        lambda: client.get(function_path(pf), PHYSICAL_FUNCTION, "PolicyState") == "in-sync",
+        deadline_s,
+        f"{pf} in sync",
+    )
+
+
 @contextmanager
 def policy_file(client: Client, text: str = SITE, file: str = FILE) -> Iterator[None]:
     """The policy in force. Afterwards there is none, and no VF."""

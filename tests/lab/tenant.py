@@ -12,12 +12,13 @@ second from here, which take the emulated processors' time, the VM needs twice a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.lab.guest import CommandFailed, Guest
 
@@ -28,6 +29,21 @@ MEMORY_MIB = 192  # what the stock kernel wants; all of it is locked and mapped 
 # Without ACPI the kernel is up 2 s earlier and cannot power off: it reboots, which ends QEMU by -no-reboot.
 KERNEL_ARGUMENTS = "console=ttyS0 quiet loglevel=0 acpi=off panic=-1"
 MACHINE = ("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "pc,accel=kvm")
+
+
+# Its greeting and events come in between; only an answer has one of these keys.
+_ASK_QEMU = """
+import json, socket, sys
+monitor = socket.socket(socket.AF_UNIX)
+monitor.settimeout(20)
+monitor.connect(sys.argv[1])
+lines = monitor.makefile("rw")
+for request in ('{"execute": "qmp_capabilities"}', sys.argv[2]):
+    lines.write(request + "\\n")
+    lines.flush()
+    answer = next(line for line in lines if {"return", "error"} & json.loads(line).keys())
+print(answer)
+"""
 
 
 class TenantFailed(Exception):
@@ -66,6 +82,7 @@ class TenantVm:
             *("qemu-system-x86_64", *MACHINE, "-cpu", "max", "-m", f"{MEMORY_MIB}M", "-serial", "stdio"),
             *("-kernel", kernel, "-initrd", f"{FOLDER}/initramfs", "-append", arguments),
             *("-device", f"vfio-pci,host={vf},rombar=0"),
+            *("-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
         ]
         # The fifo is opened for both directions, so that opening it waits for nobody and it never ends.
         shell = ["sh", "-c", f'exec "$@" <>{folder}/in >{folder}/console 2>&1', "sh"]
@@ -111,6 +128,23 @@ class TenantVm:
         sent, and before the next reply: wait_for_replies() first.
         """
         return self._pings("lost")
+
+    def status(self) -> str:
+        """QEMU's word for how the VM is: `running`; `internal-error` when VFIO has told of an error."""
+        return str(self._qmp("query-status")["status"])
+
+    def reboot(self) -> None:
+        """As its owner does after an error: `cont` alone is refused ("Resetting the Virtual Machine is
+        required"), and what -no-reboot says is taken back first.
+        """
+        self._qmp("set-action", reboot="reset")
+        self._qmp("system_reset")
+        self._qmp("cont")
+
+    def _qmp(self, command: str, **arguments: str) -> Any:
+        request = json.dumps({"execute": command, "arguments": arguments})
+        done = self._guest.run(["python3", "-IS", "-c", _ASK_QEMU, f"{self._folder}/qmp", request])
+        return json.loads(done.stdout)["return"]
 
     def shutdown(self, deadline_s: float = 20.0) -> None:
         """Asks the VM to power off, and waits until QEMU has ended."""

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from tests.lab.client import FUNCTION, IGB0, Client, function_path
+from tests.lab.holding import holder
 from tests.lab.waiting import wait_until
 
 VF = "0000:01:10.2"
-USER = "nobody"
-
-
-@contextmanager
-def holder(client: Client, group: int) -> Iterator[int]:
-    """A process of an ordinary user, as QEMU's is, that holds the group open; its pid."""
-    client.guest.run(f"chown {USER} /dev/vfio/{group}; install -o {USER} /dev/null /run/holder.pid")
-    command = f"echo $$ > /run/holder.pid; exec 3<>/dev/vfio/{group}; echo open; exec sleep 300 3<&3"
-    process = client.guest.start(["runuser", "-u", USER, "--", "sh", "-c", command], timeout_s=300.0)
-    try:
-        wait_until(lambda: "open" in process.output().stdout, 20.0, "the group to be open")
-        yield int(client.guest.run("cat /run/holder.pid").stdout)
-    finally:
-        process.signal(9)
-        process.wait(20.0)
 
 
 def test_refused_with_the_holders_name(client: Client) -> None:

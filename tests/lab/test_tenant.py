@@ -3,22 +3,21 @@ outlives the daemon, and after which nothing is left for the next tenant."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.lab.client import IGB0, MANAGER, NAME, ROOT, Client, function_path, refusal_of
-from tests.lab.desired import COUNTS, link_vfs, policy_file
+from tests.lab.client import IGB0, MANAGER, NAME, ROOT, Client, refusal_of
+from tests.lab.desired import COUNTS, link_vfs, policy_file, wait_pf_in_sync
+from tests.lab.leasing import RULE, VF, Tenant, group_owner, tenants_may_lease
 from tests.lab.tenant import TenantVm, make_user, pf_address
 from tests.lab.trace import WriteTrace
 from tests.lab.waiting import wait_until
 
 USER, NEXT_USER = "tenant1", "tenant2"
 PF_ADDRESS = "10.0.0.1"
-VF, INDEX = "0000:01:10.0", 0
+INDEX = 0
 POLICY = """\
 [match]
 address = "0000:01:00.0"
@@ -28,57 +27,17 @@ driver = "vfio-pci"
 [vf.defaults]
 spoof-check = true
 """
-RULE = """\
-polkit.addRule(function(action, subject) {
-    if (action.id === "org.sriovd1.lease" && subject.user.indexOf("tenant") === 0) {
-        return polkit.Result.YES;
-    }
-});
-"""
 OPENING = Path(__file__).with_name("opening.py")
-RULES = "/etc/polkit-1/rules.d/40-tenants.rules"
-
-
-class Tenant:
-    """An ordinary user with busctl."""
-
-    def __init__(self, client: Client, user: str) -> None:
-        self._client = client
-        self.user = user
-        make_user(client.guest, user)
-
-    def ask(self, method: str, signature: str, *arguments: str | int) -> Any:
-        """A call of the Manager that must succeed."""
-        result = self._client.run("call", NAME, ROOT, MANAGER, method, signature, *arguments, user=self.user)
-        assert result.status == 0, refusal_of(result)
-        return json.loads(result.stdout)["data"]
-
-    def lease(self, vf: str = VF) -> int:
-        """Lease that VF; the lease's number."""
-        path, function, state = self.ask("Lease", "sa{sv}", self.user, 1, "address", "s", vf)
-        assert (function, state) == (function_path(vf), "active")
-        return int(path.rpartition("/")[2])
-
-    def release(self, number: int) -> None:
-        _, state = self.ask("Release", "tsa{sv}", number, self.user, 0)
-        assert state == "done"
 
 
 @pytest.fixture
 def tenant(client: Client) -> Iterator[Tenant]:
     """A user who may lease and nothing else, on an igb PF under a policy."""
     guest = client.guest
-    guest.put(RULES, RULE.encode())
-    with policy_file(client, POLICY):
+    with tenants_may_lease(guest), policy_file(client, POLICY):
         wait_until(lambda: len(link_vfs(guest, IGB0)) == COUNTS[IGB0], 60.0, "the VFs")
         with pf_address(guest, IGB0, PF_ADDRESS):
             yield Tenant(client, USER)
-    guest.run(f"rm -f {RULES}")
-
-
-def group_owner(client: Client, vf: str) -> str:
-    path = f"/dev/vfio/$(basename $(readlink /sys/bus/pci/devices/{vf}/iommu_group))"
-    return client.guest.run(f"stat -c %U {path}").stdout.strip()
 
 
 def test_vm_of_a_tenant(client: Client, tenant: Tenant) -> None:
@@ -114,7 +73,7 @@ def test_vm_of_a_tenant(client: Client, tenant: Tenant) -> None:
     assert (after["trust"], after["address"], after["spoofchk"]) == (False, mac, True)
     assert group_owner(client, VF) == "root"
     assert client.functions()[VF] == "vfio-pci"
-    wait_in_sync_of_igb0(client)
+    wait_pf_in_sync(client, IGB0)
 
     following = Tenant(client, NEXT_USER)
     number = following.lease()
@@ -136,14 +95,6 @@ def test_the_open_group_comes_over_the_bus(client: Client, tenant: Tenant) -> No
         assert told == ["flags 1", "second org.sriovd1.Error.InUse"]
         assert group_owner(client, VF) == USER
     tenant.release(number)
-
-
-def wait_in_sync_of_igb0(client: Client) -> None:
-    wait_until(
-        lambda: client.get(function_path(IGB0), f"{NAME}.PhysicalFunction", "PolicyState") == "in-sync",
-        30.0,
-        "in sync",
-    )
 
 
 def test_what_a_tenant_may_not_do(client: Client, tenant: Tenant) -> None:

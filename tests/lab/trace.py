@@ -15,7 +15,7 @@ The probed functions and what is read from their arguments are the same from Lin
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -37,7 +37,9 @@ COMM = "sriovd"  # of the daemon; its helpers are sriovd-helper
 # Documentation/trace/ftrace.rst and kprobetrace.rst. A text written with its newline goes over two lines.
 RECORD_START = re.compile(r"^(?= *\S.*-\d+ +\[\d+\] )", re.MULTILINE)
 RECORD = re.compile(
-    r".*?-(?P<pid>\d+) +\[\d+\] .*?: (?P<event>attribute|binary|link): \(.*?\) (?P<values>.*)", re.DOTALL
+    r".*?-(?P<pid>\d+) +\[\d+\] .*?(?P<seconds>\d+)\.(?P<usec>\d{6}): (?P<event>attribute|binary|link):"
+    r" \(.*?\) (?P<values>.*)",
+    re.DOTALL,
 )
 
 
@@ -53,6 +55,7 @@ class Write:
     pid: int  # the thread's
     target: str
     text: str
+    usec: int = field(default=0, compare=False)  # CLOCK_MONOTONIC
 
 
 class WriteTrace:
@@ -71,7 +74,8 @@ class WriteTrace:
         self._guest.put(f"/run/{GROUP}.probes", "".join(f"{probe}\n" for probe in PROBES).encode())
         self._guest.run(
             f"set -e; cat /run/{GROUP}.probes > {TRACEFS}/kprobe_events; mkdir {INSTANCE}; cd {INSTANCE};"
-            f" echo '{FILTER}' > events/{GROUP}/link/filter; echo 1 > events/{GROUP}/enable"
+            f" echo mono > trace_clock; echo '{FILTER}' > events/{GROUP}/link/filter;"
+            f" echo 1 > events/{GROUP}/enable"
         )
         return self
 
@@ -111,4 +115,5 @@ def parse_record(record: str) -> Write:
     else:
         target = f"{values['folder']}/{values['name']}"
         text = values["text"] if found["event"] == "attribute" else f"{values['count']}@{values['offset']}"
-    return Write(values["comm"], int(found["pid"]), target, text.rstrip("\n"))
+    usec = int(found["seconds"]) * 1_000_000 + int(found["usec"])
+    return Write(values["comm"], int(found["pid"]), target, text.rstrip("\n"), usec)
