@@ -40,7 +40,14 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
 }
 WHOLE = st.builds(VfAttributes, **VALUES)
 PARTIAL = st.builds(VfAttributes, **{name: st.none() | each for name, each in VALUES.items()})
-REPORTS = st.builds(LinkReport, NUMBERS, NUMBERS, NUMBERS, st.dictionaries(st.integers(0, 300), PARTIAL))
+REPORTS = st.builds(
+    LinkReport,
+    NUMBERS,
+    NUMBERS,
+    NUMBERS,
+    st.sampled_from((0, 1)),
+    st.dictionaries(st.integers(0, 300), PARTIAL),
+)
 
 
 def test_every_field_belongs_to_one_attribute() -> None:
