@@ -17,7 +17,7 @@ the adapter while its VFs are locked out, then permit each.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
 
@@ -140,6 +140,7 @@ class _Refusal(NamedTuple):
     hint: str
 
 
+Describe = Callable[[], tuple[str, str]]
 AdapterTransition = Transition[AdapterState, AdapterEffect]
 VfTransition = Transition[VfState, VfEffect]
 
@@ -329,26 +330,30 @@ VF_REFUSED: Mapping[tuple[VfState, VfEvent], _Refusal] = {
 
 
 def advance_adapter(
-    state: AdapterState, event: AdapterEvent, name: str = "The adapter", why: str = ""
+    state: AdapterState, event: AdapterEvent, describe: Describe = lambda: ("The adapter", "")
 ) -> AdapterTransition | None:
     """What follows when `event` happens in `state`; None when it changes nothing and whatever is under way
-    goes on. `name` and `why` become part of a refusal. Raises LockedOut, Quarantined, InvalidArgument."""
+    goes on. `describe`: for a refusal, the name of the PE and how it stands. Raises LockedOut, Quarantined,
+    InvalidArgument."""
     if state in ADAPTER_IGNORED.get(event, ()):
         return None
-    _refuse(ADAPTER_REFUSED.get((state, event)), name, why)
+    _refuse(ADAPTER_REFUSED.get((state, event)), describe)
     return ADAPTER_TABLE[state, event]
 
 
-def advance_vf(state: VfState, event: VfEvent, name: str = "The VF", why: str = "") -> VfTransition | None:
+def advance_vf(
+    state: VfState, event: VfEvent, describe: Describe = lambda: ("The VF", "")
+) -> VfTransition | None:
     """As advance_adapter. Raises Frozen, LockedOut, Quarantined, InvalidArgument."""
     if state in VF_IGNORED.get(event, ()):
         return None
-    _refuse(VF_REFUSED.get((state, event)), name, why)
+    _refuse(VF_REFUSED.get((state, event)), describe)
     return VF_TABLE[state, event]
 
 
-def _refuse(refusal: _Refusal | None, name: str, why: str) -> None:
+def _refuse(refusal: _Refusal | None, describe: Describe) -> None:
     if refusal is not None:
+        name, why = describe()
         raise refusal.error(f"{name} {refusal.sentence} {why}".rstrip(), refusal.hint)
 
 

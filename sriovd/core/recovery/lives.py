@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from sriovd.core.errors import BackendFailed, SriovdError
@@ -108,7 +109,7 @@ class Lives:
     def fire(self, slot: str, event: AdapterEvent, reason: str = "") -> None:
         """`event` happens to the adapter, for that reason. Raises what the tables refuse with."""
         before = self.get(slot)
-        transition = advance_adapter(before.state, event, str(before), describe(before))
+        transition = advance_adapter(before.state, event, lambda: (str(before), describe(before)))
         if transition is None or self._closed:
             return
         kept = before.reason if transition.state is not AdapterState.ONLINE else ""
@@ -141,7 +142,7 @@ class Lives:
         groups: dict[tuple[VfEffect, ...], list[Place]] = {}
         for place in places:
             vf = known.get(place) or VfPe(*place)
-            transition = advance_vf(vf.state, event, f"The {vf}", describe_vf(vf, pe))
+            transition = advance_vf(vf.state, event, partial(_name_vf, vf, pe))
             if transition is None:
                 continue
             budget = vf.budget.spend(_now_usec()) if event in _VF_COUNTED else vf.budget
@@ -249,6 +250,10 @@ class Lives:
 
 def _rest(answer: VfAnswer) -> tuple[VfEvent, str]:
     return answer.event, answer.reason
+
+
+def _name_vf(vf: VfPe, pe: AdapterPe) -> tuple[str, str]:
+    return f"The {vf}", describe_vf(vf, pe)
 
 
 def _is_own(vf: VfPe, event: VfEvent) -> bool:
