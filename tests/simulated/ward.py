@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sriovd.backend.simulated import SimulatedBackend
 from sriovd.backend.simulated.kernel import Call
 from sriovd.backend.steps import Access
@@ -143,7 +145,9 @@ class Ward:
 
     async def until_waits(self, slot: str, text: str) -> str:
         """Until the adapter waits for what `text` is part of; what it says."""
-        shown = await until(lambda: self.get(slot, "WaitsFor"), lambda value: bool(value) and text in value, text)
+        shown = await until(
+            lambda: self.get(slot, "WaitsFor"), lambda value: bool(value) and text in value, text
+        )
         return str(shown)
 
     async def until_announced(self, of: str, *states: str) -> None:
@@ -177,6 +181,22 @@ class Ward:
     async def bundles(self, slot: str = SLOT) -> Sequence[tuple[int, int, str, str]]:
         (rows,) = await self.client.ask("ListBundles", "s", slot)
         return [tuple(row) for row in rows]
+
+    async def until_bundles(self, *kinds: str) -> None:
+        """Until these are kept of the adapter, the oldest first."""
+
+        async def read() -> list[str]:
+            return [kind for _, _, kind, _ in await self.bundles()]
+
+        await until(read, lambda kept: kept == [*kinds], f"bundles {kinds}")
+
+    async def until_log(self, caplog: pytest.LogCaptureFixture, text: str) -> None:
+        """Until the journal has it."""
+
+        async def read() -> list[str]:
+            return [each.getMessage() for each in caplog.records]
+
+        await until(read, lambda lines: any(text in line for line in lines), text)
 
     async def read_bundle(self, number: int, form: str) -> str:
         (text,) = await self.client.ask("ReadBundle", "ts", number, form)
