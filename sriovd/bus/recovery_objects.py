@@ -20,7 +20,7 @@ from sriovd.pci import PciAddress
 
 class RecoveryObjects:
     """Keeps the Recovery interfaces equal to the desk from now on. `tell_owner` is given every change of a
-    VF's standing, whether the VF has an object at the moment or not."""
+    VF's state, whether the VF has an object at the moment or not."""
 
     def __init__(
         self,
@@ -51,19 +51,21 @@ class RecoveryObjects:
             self._show(path, standing)
 
     def _show_vf(self, vf: PciAddress, standing: PeStanding) -> None:
-        self._show(function_path(vf), standing)
-        self._tell_owner(vf, standing)
+        if self._show(function_path(vf), standing):
+            self._tell_owner(vf, standing)
 
-    def _show(self, path: str, standing: PeStanding) -> None:
-        """An object that is not there yet, or no more, is shown as it stands when it comes."""
+    def _show(self, path: str, standing: PeStanding) -> bool:
+        """Whether the state is news. An object that is not there yet, or no more, is shown as it stands when
+        it comes."""
         if not self._tree.has(path, RECOVERY):
-            return
+            return True
         before = self._tree.get(path, RECOVERY, "State")
         self._tree.update(path, RECOVERY, _properties(standing))
         if standing.state != before:
             self._tree.emit_signal(
                 path, RECOVERY, "StateChanged", standing.state, standing.cause, standing.reason
             )  # fmt: skip
+        return bool(standing.state != before)
 
 
 def _properties(standing: PeStanding) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ from sriovd.core.lifecycle import Lifecycle
 from sriovd.core.mend import find_mending
 from sriovd.core.messages import Message, announce
 from sriovd.core.picture import Picture
+from sriovd.core.recovery.auditor import Auditor
 from sriovd.core.recovery.keeper import RecoveryKeeper
 from sriovd.core.recovery.lives import Lives
 from sriovd.core.recovery.site import Site as RecoverySite
@@ -95,6 +96,7 @@ class Engine:
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
         self.usage.lease_of = self.leases.describe_lease_of
         self.recovery = self._make_recovery(hands)
+        self.auditor = self._make_auditor()
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery)
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
         self._tasks: set[asyncio.Future[None]] = set()  # writes to the store
@@ -107,7 +109,7 @@ class Engine:
         site = RecoverySite(
             self.backend, self.store, self.jobs, self.workplace, hands, self.leases,
             Lives(self.inventory, self.store), Views(), self.rulebook.recovery_for_adapter,
-            self.policy.note_adapter,
+            self._note_settled,
         )  # fmt: skip
         recovery = RecoveryKeeper(site, self._saved.recoveries, self._saved.bundles)
         self.executor.refuse = recovery.gate.refuse
@@ -116,6 +118,23 @@ class Engine:
         self.policy.is_held = recovery.is_under_way
         self.picture.on_error = recovery.take
         return recovery
+
+    def _make_auditor(self) -> Auditor:
+        """What is wrong before any error happens, and who shows it."""
+        recovery = self.recovery
+        auditor = Auditor(
+            self.backend, self.inventory, lambda slot: self.rulebook.recovery_for_adapter(slot).rungs,
+            lambda slot: self.picture.is_busy(slot) or recovery.is_under_way(slot), recovery.gate.is_held,
+        )  # fmt: skip
+        recovery.audit_of, recovery.audit_of_vf = auditor.findings_of, auditor.findings_of_vf
+        auditor.on_adapter, auditor.on_vf = recovery.show_adapter, recovery.show_vf
+        self.rulebook.on_loaded, self.picture.on_job_end = auditor.note_all, auditor.note
+        return auditor
+
+    def _note_settled(self, slot: str) -> None:
+        """The adapter, or a VF of it, is in service again."""
+        self.policy.note_adapter(slot)
+        self.auditor.note(slot)
 
     async def look_around(self) -> None:
         """Adopt the host as it is, and mend what was left half done. Writes nothing where all is well."""
@@ -139,6 +158,7 @@ class Engine:
     async def take_up_recovery(self) -> None:
         """Carry on with the recoveries of former daemons, and look whether all is well."""
         await self.recovery.start()
+        self.auditor.start()
 
     def take_up_leases(self, kept: frozenset[int]) -> None:
         """Carry on with the leases of former daemons. `kept`: those whose descriptor has outlived them."""
@@ -153,6 +173,7 @@ class Engine:
     async def close(self) -> None:
         """Put on disk what is still to be put there."""
         self.policy.stop()
+        self.auditor.stop()
         for task in self._menders:
             task.cancel()
         if self._tasks:

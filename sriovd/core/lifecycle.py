@@ -70,6 +70,7 @@ class Lifecycle:
 
     def set_num_vfs(self, pf: PciAddress, count: int, options: CountOptions, requester: str) -> Job:
         """Give `pf` exactly `count` VFs. Raises NumVfsRejected, InvalidArgument, NoSuchFunction, Stuck."""
+        self._refuse_held(pf)
         function = self._inventory.get_pf(pf)
         if options.driver:
             self._check_driver(options.driver)
@@ -84,6 +85,7 @@ class Lifecycle:
     ) -> Job:
         """Bind a PF or VF to `driver`. `generation`: of that function and no successor of it, here and
         below; 0 for any. Raises InvalidArgument, BindFailed, InUse, NoSuchFunction, Stuck."""
+        self._refuse_held(address)
         function = self._inventory.get(address, generation)
         self._check_driver(driver)
         self._refuse_driver(function, driver)
@@ -94,6 +96,7 @@ class Lifecycle:
 
     def bind_vfs(self, pf: PciAddress, driver: str, force: bool, requester: str) -> Job:
         """Bind all VFs of `pf`, or none of them. Raises as bind does."""
+        self._refuse_held(pf)
         self._inventory.get_pf(pf)
         self._check_driver(driver)
         functions = self._vfs(pf)
@@ -106,6 +109,7 @@ class Lifecycle:
 
     def unbind(self, address: PciAddress, force: bool, requester: str, generation: int = 0) -> Job:
         """Take the driver away. Raises InUse, NoSuchFunction, Stuck."""
+        self._refuse_held(address)
         function = self._inventory.get(address, generation)
         rules.check_bindable(function, len(self._inventory.vfs_of(address)), "no driver")
         self._refuse_driver(function, NONE)
@@ -115,6 +119,7 @@ class Lifecycle:
 
     def reset(self, address: PciAddress, force: bool, requester: str, generation: int = 0) -> Job:
         """Reset a function. Raises NotSupported, InUse, Quarantined, NoSuchFunction, Stuck."""
+        self._refuse_held(address)
         function = self._inventory.get(address, generation)
         self._check_reset(function, force)
         return self._start(
@@ -123,6 +128,7 @@ class Lifecycle:
 
     def remove(self, address: PciAddress, force: bool, requester: str) -> Job:
         """Take a PF and its VFs off the bus. Raises InvalidArgument, NoSuchFunction, Stuck."""
+        self._refuse_held(address)
         function = self._inventory.get(address)
         rules.check_removable(function)
         return self._start("Remove", [function], requester, lambda job: self._remove(job, address, force))
@@ -175,6 +181,11 @@ class Lifecycle:
         self._executor.refuse_stuck(HOST)
         return self._jobs.start("Rescan", [], requester, self._rescan)
 
+    def _refuse_held(self, address: PciAddress) -> None:
+        """First of all, for what a verb may do follows from how a function is, and one that is out of
+        service is not as it was. Raises Frozen, LockedOut, Quarantined."""
+        self._recovery.gate.refuse_function(address)
+
     def _start(
         self,
         operation: str,
@@ -182,7 +193,6 @@ class Lifecycle:
         requester: str,
         work: Callable[[Job], Awaitable[Result]],
     ) -> Job:
-        self._recovery.gate.refuse_function(functions[0].address)
         self._executor.refuse_stuck(functions[0].adapter)
         return self._jobs.start(operation, functions, requester, work)
 

@@ -33,6 +33,7 @@ class Picture:
         self._wake = asyncio.Event()
         self.on_link: Callable[[PciAddress], None] = lambda _: None
         self.on_error: Callable[[KernelEvent], None] = lambda _: None  # told before anything is looked at
+        self.on_job_end: Callable[[str], None] = lambda _: None
 
     async def rescan(self) -> None:
         """Look at everything."""
@@ -65,6 +66,10 @@ class Picture:
         self._busy[adapter] = set()
         self._backend.defer_events(True)
 
+    def is_busy(self, adapter: str) -> bool:
+        """Whether a job is working on `adapter`."""
+        return adapter in self._busy
+
     async def look_after_job(self, adapter: str, addresses: Iterable[PciAddress]) -> None:
         """Look at what a job has touched; events of before then have nothing more to say."""
         touched = list(addresses)
@@ -76,6 +81,7 @@ class Picture:
         self._note(self._busy.pop(adapter, set()))
         if not self._busy:
             self._backend.defer_events(False)
+        self.on_job_end(adapter)
 
     def look_again(self, adapter: str) -> None:
         """Look at all functions of `adapter` soon."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sriovd.backend.simulated import SimulatedBackend
+from sriovd.core.engine import Places
 from sriovd.daemon import Daemon, Settings
 from tests.simulated.client import Client
 from tests.simulated.truth import expected_objects, shown_objects
@@ -42,12 +43,16 @@ class Inside:
 
 @asynccontextmanager
 async def running_inside(
-    address: str, root: str, prepare: Callable[[Daemon], None] = lambda _: None, **options: Any
+    address: str,
+    root: str,
+    prepare: Callable[[Daemon], None] = lambda _: None,
+    places: Places | None = None,
+    **options: Any,
 ) -> AsyncIterator[Inside]:
     """A daemon on the bus at `address`, on a simulated host of its own; `options`: SimulatedBackend's.
     `prepare`: is given the daemon before it serves."""
     backend = SimulatedBackend(root, **options)
-    daemon = Daemon(backend, Settings(bus=address, private=True))
+    daemon = Daemon(backend, Settings(bus=address, private=True, places=places or Places()))
     prepare(daemon)
     ready = asyncio.Event()
     task = asyncio.create_task(daemon.run(ready.set))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sriovd.backend.vf_attributes import VfAttributes
@@ -53,6 +53,7 @@ class Rulebook:
         self._loaded = asyncio.Event()
         if not directories:
             self._loaded.set()
+        self.on_loaded: Callable[[], None] = lambda: None
         self._loading = asyncio.Lock()  # who asks last must not be answered with what was read first
 
     @property
@@ -78,6 +79,7 @@ class Rulebook:
             self._loaded.set()
             if dict(self._set.good_texts) != before:
                 await self._remember(self._set.good_texts)
+        self.on_loaded()
 
     async def _remember(self, texts: Mapping[str, str]) -> None:
         """What cannot be stored is in force all the same."""

@@ -34,12 +34,18 @@ class AuditFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`target`: a slot, or the address of a PF or VF. `what`, `advice`: a sentence each."""
+    """`target`: a slot, or the address of a PF or VF. `what`, `advice`: a sentence each. `rule`: what is
+    wrong in general, whoever it is wrong with: by that and the target a finding is known again."""
 
     severity: Severity
     target: str
     what: str
     advice: str
+    rule: str
+
+    @property
+    def about(self) -> tuple[str, str]:
+        return self.target, self.rule
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.what} {self.advice}"
@@ -58,7 +64,13 @@ def audit_pf(pf: Function, path: ErrorPath, rungs: Sequence[Rung]) -> list[Findi
     driver = pf.facts.driver
     return _sort(
         [
-            Finding(rule.severity, str(pf.address), rule.what.format(pf=pf, driver=driver), rule.advice)
+            Finding(
+                rule.severity,
+                str(pf.address),
+                rule.what.format(pf=pf, driver=driver),
+                rule.advice,
+                rule.what,
+            )
             for rule in PF_RULES
             if (rule.rung is None or rule.rung in rungs) and rule.holds(pf, path)
         ]
@@ -74,6 +86,7 @@ def audit_vf(vf: Function) -> list[Finding]:
                 str(vf.address),
                 f"VF {_name(vf)} {rule.of_one}.",
                 rule.advice.format(it="it", its="its"),
+                rule.of_one,
             )
             for rule in VF_RULES
             if rule.holds(vf)
@@ -96,7 +109,7 @@ def _audit_vfs(facts: AuditFacts) -> Iterator[Finding]:
         of_whom = rule.of_one if is_one else rule.of_many
         what = f"{len(vfs)} of {len(facts.vfs)} VFs {of_whom}: {_name_some(vfs)}."
         advice = rule.advice.format(it="it" if is_one else "them", its="its" if is_one else "their")
-        yield Finding(rule.severity, facts.slot, what, advice)
+        yield Finding(rule.severity, facts.slot, what, advice, rule.of_one)
 
 
 def _name(function: Function) -> str:
@@ -119,11 +132,13 @@ def _audit_ladder(facts: AuditFacts) -> Iterator[Finding]:
     if not any(_can_try(rung, facts) for rung in facts.rungs):
         what = f"Adapter {facts.slot} has no rung left when the kernel's own recovery fails: "
         what += _describe_missing(facts.rungs)
-        yield Finding(Severity.BLOCKER, facts.slot, f"{what}.", advice if forbidden else _MOVE_CARD)
+        yield Finding(
+            Severity.BLOCKER, facts.slot, f"{what}.", advice if forbidden else _MOVE_CARD, "ladder"
+        )
     elif forbidden:
         what = f"The policy of adapter {facts.slot} forbids {Rung.REMOVE_RESCAN}"
         what += ", and nothing else gives it back registers that a fatal error has wiped."
-        yield Finding(Severity.WARNING, facts.slot, what, advice)
+        yield Finding(Severity.WARNING, facts.slot, what, advice, "ladder")
 
 
 def _can_try(rung: Rung, facts: AuditFacts) -> bool:

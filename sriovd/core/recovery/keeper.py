@@ -175,6 +175,8 @@ class RecoveryKeeper:
         ]
         self._undertakings.note_left(left)
         self._frozen += len(left)
+        if any(vf.state is VfState.ONLINE for vf in vfs):
+            self._site.settled(after.slot)
         if after.state is AdapterState.FROZEN and before.state is not after.state:
             self._undertakings.begin(after.slot, "sriovd")
         for vf in vfs:
@@ -203,6 +205,10 @@ class RecoveryKeeper:
             address = picture.address if picture else None
         if address is not None:
             self.on_vf(address, self._standing_of(pe, vf, address))
+
+    def show_vf(self, address: PciAddress) -> None:
+        """Tell how the VF at that address stands."""
+        self.on_vf(address, self.vf_standing(address))
 
     def adapter_standing(self, slot: str) -> PeStanding:
         """How the adapter stands."""

@@ -33,8 +33,8 @@ _VERDICT_SEC = 90.0  # a port's link may need 60 s (drivers/pci/pci.c PCIE_RESET
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """`wish_of`: what policy says of an adapter's errors. `settled`: told that policy may act on the adapter
-    again."""
+    """`wish_of`: what policy says of an adapter's errors. `settled`: told that policy may act on the
+    adapter, or on VFs of it, again."""
 
     backend: Backend
     store: Store

@@ -31,6 +31,12 @@ class FakeDesk:
         self.waiting = 0
         self._jobs = jobs
 
+    async def start(self) -> None:
+        """As the daemon starts the recoveries of the one before."""
+
+    async def close(self) -> None:
+        """As it ends."""
+
     def set_vf(self, vf: PciAddress, standing: PeStanding) -> None:
         self.vfs[vf] = standing
         self.on_vf(vf, standing)
