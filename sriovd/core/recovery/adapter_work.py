@@ -65,7 +65,6 @@ class AdapterWork:
             AdapterEffect.PERMIT_VFS: self._permit_vfs,
             AdapterEffect.SETTLE: self._settle,
             AdapterEffect.GIVE_UP: self._give_up,
-            AdapterEffect.DROP_VFS: self._drop_vfs,
             AdapterEffect.TELL: self._tell,
         }
 
@@ -231,11 +230,6 @@ class AdapterWork:
         await self._forensics.take(pe, BundleKind.GIVE_UP, f"{pe} was given up")
         text = f"Adapter {slot} is quarantined: {pe.reason.rstrip('.')}."
         announce(_log, Message.QUARANTINED, text, address=slot)
-        self._undertakings.end(slot)
-
-    async def _drop_vfs(self, slot: str) -> None:
-        lives = self._site.lives
-        lives.fire_vfs(slot, lives.places(slot), VfEvent.GONE)
         self._undertakings.end(slot)
 
     async def _tell(self, slot: str) -> None:

@@ -175,6 +175,8 @@ class RecoveryKeeper:
         self._frozen += len(left)
         if after.state is AdapterState.FROZEN and before.state is not after.state:
             self._undertakings.begin(after.slot, "sriovd")
+        if after.state is AdapterState.REMOVED:
+            self._undertakings.end(after.slot)
         for vf in vfs:
             self._show_vf(after, vf)
         if before.state is not after.state or before.reason != after.reason or before == after:

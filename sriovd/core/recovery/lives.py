@@ -35,6 +35,11 @@ _log = logging.getLogger(__name__)
 _FREEZING = frozenset({AdapterEvent.ERROR, AdapterEvent.ASKED, AdapterEvent.OVER_BUDGET, AdapterEvent.LIFT})
 _COUNTED = frozenset({AdapterEvent.ERROR, AdapterEvent.OVER_BUDGET})
 _VF_COUNTED = frozenset({VfEvent.OWN_ERROR, VfEvent.OVER_BUDGET})
+# What happens to all VFs in the same turn as to their adapter, and not behind what is still under way.
+_AT_ONCE = {
+    AdapterEffect.FREEZE_VFS: VfEvent.ADAPTER_FROZEN,
+    AdapterEffect.DROP_VFS: VfEvent.GONE,  # a card may be back before anything else is over
+}
 
 
 class Answer(NamedTuple):
@@ -116,11 +121,11 @@ class Lives:
             after = replace(after, tried=(), climbing=None, bundle=0, budget=_spend(before, event))
         self._pes[slot] = after
         changed: list[VfPe] = []
-        effects = transition.effects
-        if AdapterEffect.FREEZE_VFS in effects:
-            changed = self._turn(slot, self.places(slot), VfEvent.ADAPTER_FROZEN, after.reason)
+        for effect in transition.effects:
+            if effect in _AT_ONCE:
+                changed += self._turn(slot, self.places(slot), _AT_ONCE[effect], after.reason)
         self.on_change(before, self.get(slot), changed)
-        self._begin_row(slot, tuple(each for each in effects if each is not AdapterEffect.FREEZE_VFS))
+        self._begin_row(slot, tuple(each for each in transition.effects if each not in _AT_ONCE))
 
     def fire_vfs(self, slot: str, places: Iterable[Place], event: VfEvent, reason: str = "") -> None:
         """`event` happens to VFs of one adapter. Raises what the tables refuse with for the first."""
