@@ -24,7 +24,7 @@ from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core.converge.rulebook import Rulebook
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import SriovdError
-from sriovd.core.jobs import REQUESTER
+from sriovd.core.jobs import REQUESTER, Job
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lifecycle import CountOptions
 from sriovd.core.recovery.automaton import AdapterState, VfState
@@ -120,7 +120,7 @@ class Walk:
         weights = [weight for weight, _ in self._deeds]
         for _ in range(deeds):
             _, deed = self._random.choices(self._deeds, weights)[0]
-            self.witness.trail.append(f"# {deed.__name__.strip('_')}")  # type: ignore[attr-defined]
+            self.witness.trail.append(f"# {deed.__name__.strip('_')}")
             with suppress(SriovdError, ValueError):
                 done = deed()
                 if done is not None:
@@ -144,6 +144,8 @@ class Walk:
                     await asyncio.sleep(1.0)
         except TimeoutError:
             self.witness._break(f"this never ended: {'; '.join(self.list_unended())}")
+        for text in self.list_fenced():
+            self.witness._break(text)
         self.witness.raise_broken("at the end")
         await self.kill()
 
@@ -155,6 +157,20 @@ class Walk:
                 found.append(f"{pe.slot} is {pe.state} ({self.engine.recovery.adapter_standing(pe.slot)})")
             elif pe.state is AdapterState.ONLINE:
                 found += [f"{vf} is {vf.state}: {vf.reason}" for vf in pe.vfs if vf.state in _VF_UNDER_WAY]
+        jobs = self.engine.jobs._jobs.values()
+        found += [f"job Recover: {job.stage}" for job in jobs if _is_recovering(job)]
+        return found
+
+    def list_fenced(self) -> list[str]:
+        """VFs that are online, and fenced still."""
+        engine, found = self.engine, []
+        for pf in PFS:
+            pe = engine.recovery._lives.get(str(pf.slot))
+            for index, address in engine.inventory.vfs_of(pf).items():
+                facts = self.backend.read_function(address)
+                is_online = pe.state is AdapterState.ONLINE and pe.vf((pf, index)).state is VfState.ONLINE
+                if is_online and facts is not None and not facts.reset_methods:
+                    found.append(f"{address} is online and cannot be reset")
         return found
 
     async def _make_vfs(self, pf: PciAddress) -> None:
@@ -225,7 +241,7 @@ class Walk:
         )  # fmt: skip
         address = self._random.choice((None, self._pick()))
         times = self._random.choice((0, 1, 1, 3))
-        self.backend.inject_fault(Fault(str(self._random.choice(tuple(Verb))), address, times=times, **fault))  # type: ignore[arg-type]
+        self.backend.inject_fault(Fault(str(self._random.choice(tuple(Verb))), address, times=times, **fault))
 
     def _clear(self) -> None:
         self.backend.clear_faults()
@@ -314,3 +330,7 @@ class Walk:
     async def _restart(self) -> None:
         await self.kill()
         await self.begin()
+
+
+def _is_recovering(job: Job) -> bool:
+    return job.operation == "Recover" and not job.state.ended

@@ -58,7 +58,9 @@ class _Selector(selectors.SelectSelector):
 class _Loop(asyncio.SelectorEventLoop):
     """Threads' work is done by the one that asks for it."""
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         done: asyncio.Future[Any] = self.create_future()
         try:
             done.set_result(func(*args))
