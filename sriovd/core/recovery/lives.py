@@ -181,8 +181,7 @@ class Lives:
                 return
             answer = await self.do(effect, slot)
             if answer is not None and self._rows[slot] == row:
-                self.fire(slot, *answer)
-                return
+                self.fire(slot, *answer)  # where it changes nothing, the row goes on
 
     def _begin_vf_row(self, slot: str, places: Sequence[Place], effects: Sequence[VfEffect]) -> None:
         rows = {place: self._vf_rows[place] for place in places}
