@@ -147,9 +147,10 @@ class VfWork:
                 )
             chains = [chain for place in places if (chain := self._unfence_chain(slot, place))]
             if chains:
-                await executor.run(slot, fence.unfence_script(slot, chains))
+                results = await executor.run(slot, fence.unfence_script(slot, chains))
                 subjects = [chain.subject for chain in chains if chain.subject is not None]
                 await self._site.hands.picture.refresh(subjects)
+                raise_first_failure(results)
         await self._resume_leases(places)
 
     def _group_by_driver(self, slot: str, places: Sequence[Place]) -> dict[str, list[Function]]:
@@ -168,12 +169,10 @@ class VfWork:
         return fence.unfence_chain(vf, shot) if vf is not None and shot is not None else None
 
     async def _resume_leases(self, places: Iterable[Place]) -> None:
-        """In a context of their own: what leases do later is not on behalf of this recovery."""
+        """Raises what a lease fails with."""
         leased = [place for place in places if self._lease_of(place) is not None]
-        loop = asyncio.get_running_loop()
         for place in leased:
-            loop.call_soon(self._site.leases.resume, place, context=Context())
-        await asyncio.sleep(0)
+            self._site.leases.resume(place)
         for place in leased:
             await self._site.leases.wait_resumed(place, _LEASE_SEC)
 
