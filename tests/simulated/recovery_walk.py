@@ -32,7 +32,7 @@ from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.vocabulary import Permission, Response, Rung, Storm
 from sriovd.core.recovery.wish import RecoveryWish
 from sriovd.pci import PciAddress
-from tests.simulated.recovery_witness import Witness
+from tests.simulated.recovery_witness import VF_STRICTNESS, Witness
 
 PFS = tuple(PciAddress.parse(f"0000:0{bus}:00.0") for bus in (1, 2))
 MACHINE = tuple(("igb", str(pf)) for pf in PFS)
@@ -44,7 +44,7 @@ _ENDS = (AdapterState.ONLINE, AdapterState.QUARANTINED, AdapterState.REMOVED)
 _VF_UNDER_WAY = (
     VfState.FROZEN_OWN, VfState.FROZEN_PROPAGATED, VfState.LOCKED_OUT, VfState.RECOVERING,
 )  # fmt: skip
-_VERBS = (*Verb, *EventFault)
+_LOCKED = VF_STRICTNESS[VfState.LOCKED_OUT]
 
 
 class Walk:
@@ -157,9 +157,16 @@ class Walk:
                 found.append(f"{pe.slot} is {pe.state} ({self.engine.recovery.adapter_standing(pe.slot)})")
             elif pe.state is AdapterState.ONLINE:
                 found += [f"{vf} is {vf.state}: {vf.reason}" for vf in pe.vfs if vf.state in _VF_UNDER_WAY]
+            elif pe.state is AdapterState.QUARANTINED:
+                found += [f"{vf} is {vf.state}" for vf in pe.vfs if VF_STRICTNESS[vf.state] < _LOCKED]
+                found += ["no last bundle"] if not self._has_last_bundle(pe) else []
         jobs = self.engine.jobs._jobs.values()
         found += [f"job Recover: {job.stage}" for job in jobs if _is_recovering(job)]
         return found
+
+    def _has_last_bundle(self, pe: AdapterPe) -> bool:
+        heads = self.engine.recovery.list_bundles(pe.slot)
+        return any(head.kind == "give-up" and head.taken_usec >= pe.since_usec for head in heads)
 
     def list_fenced(self) -> list[str]:
         """VFs that are online, and fenced still."""
@@ -241,7 +248,9 @@ class Walk:
         )  # fmt: skip
         address = self._random.choice((None, self._pick()))
         times = self._random.choice((0, 1, 1, 3))
-        self.backend.inject_fault(Fault(str(self._random.choice(tuple(Verb))), address, times=times, **fault))
+        self.backend.inject_fault(
+            Fault(str(self._random.choice(tuple(Verb))), address, times=times, **fault)
+        )
 
     def _clear(self) -> None:
         self.backend.clear_faults()
@@ -304,7 +313,9 @@ class Walk:
         lifecycle, choose = self.engine.lifecycle, self._random.choice
         match self._random.randrange(6):
             case 0:
-                lifecycle.set_num_vfs(self._pick_pf(), choose((0, VFS, VFS + 1)), CountOptions("vfio-pci"), "x")
+                lifecycle.set_num_vfs(
+                    self._pick_pf(), choose((0, VFS, VFS + 1)), CountOptions("vfio-pci"), "x"
+                )
             case 1:
                 lifecycle.bind(self._pick_vf(), choose(("vfio-pci", "igbvf", "pci-stub")), True, "x")
             case 2:

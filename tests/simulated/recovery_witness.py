@@ -6,6 +6,7 @@ Rule: it knows the promises and not the code; what it believes of the past it ha
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
 from sriovd.core.engine import Engine
 from sriovd.core.recovery.automaton import AdapterEvent, AdapterState, VfEvent, VfState
 from sriovd.core.recovery.record import FREEZES, SPAN_USEC, AdapterPe, Place, VfPe
-from sriovd.core.recovery.site import ON_BEHALF
 from sriovd.pci import PciAddress
 
 UNDER_WAY = (
@@ -34,8 +34,8 @@ STRICTNESS = {
     )
 }  # fmt: skip
 VF_STRICTNESS = {
-    VfState.REMOVED: 0, VfState.ONLINE: 0, VfState.RECOVERING: 1, VfState.PERMITTED: 2, VfState.FROZEN_OWN: 3,
-    VfState.FROZEN_PROPAGATED: 4, VfState.LOCKED_OUT: 4, VfState.FAILED: 5,
+    VfState.REMOVED: 0, VfState.ONLINE: 0, VfState.RECOVERING: 1, VfState.PERMITTED: 2,
+    VfState.FROZEN_OWN: 3, VfState.FROZEN_PROPAGATED: 4, VfState.LOCKED_OUT: 4, VfState.FAILED: 5,
 }  # fmt: skip
 _DISTURBING = {  # what an adapter's data would not survive
     Verb.RESET, Verb.REMOVE, Verb.UNBIND, Verb.BIND, Verb.PROBE, Verb.SET_NUM_VFS, Verb.RESCAN_PORT,
@@ -200,7 +200,7 @@ class Witness:
             self._check_chain(script, chain)
         if pe.state in IN_SERVICE:
             return
-        if ON_BEHALF.get() != adapter:
+        if asyncio.current_task() not in lives._carried:
             self._break(f"{script.title}: somebody writes to {adapter}, which is {pe.state}")
         stored = lives._stored.get(adapter, AdapterPe(adapter))
         if STRICTNESS[stored.state] < STRICTNESS[AdapterState.VERIFYING]:

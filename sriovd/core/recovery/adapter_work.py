@@ -71,7 +71,6 @@ class AdapterWork:
 
     async def do(self, effect: AdapterEffect, slot: str) -> Answer | None:
         """Carry one out; what it ends with."""
-        ON_BEHALF.set(slot)  # of this row's task
         try:
             return await self._effects[effect](slot)
         except (SriovdError, HostReadError, ConnectionError, ValueError) as error:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import replace
 from typing import NamedTuple
 
-from sriovd.core.errors import BackendFailed, SriovdError
+from sriovd.core.errors import BackendFailed, Cancelled, SriovdError
 from sriovd.core.inventory import Inventory
 from sriovd.core.recovery.automaton import (
     AdapterEffect,
@@ -74,6 +74,7 @@ class Lives:
         self._vf_rows: dict[Place, int] = {}
         self._runners: dict[str, asyncio.Task[None]] = {}
         self._vf_runners: dict[str, set[asyncio.Task[None]]] = {}
+        self._carried: dict[asyncio.Task[None], tuple[str, int | Mapping[Place, int]]] = {}  # rows, by task
         self._closed = False
         self.do: Do
         self.do_vfs: DoVfs
@@ -168,7 +169,7 @@ class Lives:
         self._rows[slot] = row = self._rows.get(slot, 0) + 1
         previous = self._runners.get(slot)
         self._runners[slot] = runner = asyncio.create_task(self._run_row(slot, row, effects, previous))
-        runner.add_done_callback(_report_failure)
+        self._carry(runner, slot, row)
 
     async def _run_row(
         self, slot: str, row: int, effects: Sequence[AdapterEffect], previous: asyncio.Task[None] | None
@@ -189,7 +190,7 @@ class Lives:
         runners = self._vf_runners.setdefault(slot, set())
         runners.add(runner)
         runner.add_done_callback(runners.discard)
-        runner.add_done_callback(_report_failure)
+        self._carry(runner, slot, rows)
 
     async def _run_vf_row(self, slot: str, rows: Mapping[Place, int], effects: Sequence[VfEffect]) -> None:
         await self.save(slot)
@@ -200,6 +201,28 @@ class Lives:
             for answer in await self.do_vfs(effect, slot, places):
                 current = set(self._newest(rows))
                 self.fire_vfs(slot, [each for each in answer.places if each in current], *_rest(answer))
+
+    def _carry(self, runner: asyncio.Task[None], slot: str, rows: int | Mapping[Place, int]) -> None:
+        self._carried[runner] = slot, rows
+        runner.add_done_callback(lambda task: self._carried.pop(task, None))
+        runner.add_done_callback(_report_failure)
+
+    def may_write(self, slot: str, places: Iterable[Place]) -> bool:
+        """Whether the current task carries out the newest row of that adapter, or of those VFs of it. Tasks
+        that it has started are not it. Raises Cancelled when it carries out an older one: something else has
+        happened since."""
+        task = asyncio.current_task()
+        carried, rows = self._carried.get(task, ("", 0)) if task else ("", 0)
+        if carried != slot:
+            return False
+        is_newest = (
+            self._rows.get(slot) == rows
+            if isinstance(rows, int)
+            else all(self._vf_rows.get(place) == rows.get(place) for place in places)
+        )
+        if not is_newest:
+            raise Cancelled(f"Something else has happened to adapter {slot} meanwhile.")
+        return True
 
     def _newest(self, rows: Mapping[Place, int]) -> list[Place]:
         return [place for place, row in rows.items() if self._vf_rows.get(place) == row]
