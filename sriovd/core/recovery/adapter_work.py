@@ -24,9 +24,10 @@ from sriovd.core.recovery.drivers import SURVIVES_RESET
 from sriovd.core.recovery.forensics import Forensics
 from sriovd.core.recovery.ladder import Choice, Condition, choose_rung
 from sriovd.core.recovery.lives import Answer
+from sriovd.core.recovery.probe import Signs
 from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.shots import Photographer
-from sriovd.core.recovery.site import ON_BEHALF, Site, count_uncorrected, vf_at
+from sriovd.core.recovery.site import Site, count_uncorrected, vf_at
 from sriovd.core.recovery.undertaking import Undertakings, now_usec
 from sriovd.pci import PciAddress
 
@@ -65,13 +66,11 @@ class AdapterWork:
             AdapterEffect.PERMIT_VFS: self._permit_vfs,
             AdapterEffect.SETTLE: self._settle,
             AdapterEffect.GIVE_UP: self._give_up,
-            AdapterEffect.DROP_VFS: self._drop_vfs,
             AdapterEffect.TELL: self._tell,
         }
 
     async def do(self, effect: AdapterEffect, slot: str) -> Answer | None:
         """Carry one out; what it ends with."""
-        ON_BEHALF.set(slot)  # of this row's task
         try:
             return await self._effects[effect](slot)
         except (SriovdError, HostReadError, ConnectionError, ValueError) as error:
@@ -146,14 +145,13 @@ class AdapterWork:
     # Resetting.
 
     async def _climb(self, slot: str) -> Answer:
-        executor, lives = self._site.hands.executor, self._site.lives
-        self._site.views.wait_for(
-            slot, "a kernel write that has not returned" if executor.is_stuck(slot) else ""
-        )
-        await executor.wait_unstuck(slot, _STUCK_SEC)
-        self._site.views.wait_for(slot, "")
+        lives = self._site.lives
         wish, pe = self._site.wish_of(slot), lives.get(slot)
-        choice = Choice(pe.climbing, ()) if pe.climbing else await self._choose(pe)
+        try:
+            await self._await_kernel(slot)
+            choice = Choice(pe.climbing, ()) if pe.climbing else await self._choose(pe)
+        except Stuck as error:  # no rung is used up by that, so it must not be tried for ever
+            return Answer(AdapterEvent.EXHAUSTED, f"{error.message} {pe.reason}")
         if choice.rung is None:
             return Answer(
                 AdapterEvent.EXHAUSTED, f"No rung is left ({'; '.join(choice.left_out)}). {pe.reason}"
@@ -172,12 +170,21 @@ class AdapterWork:
         self._site.views.of(slot).counted = self._count(pe)
         return Answer(AdapterEvent.RESET)
 
+    async def _await_kernel(self, slot: str) -> None:
+        """Until no write hangs. Raises Stuck when one does for too long."""
+        executor, views = self._site.hands.executor, self._site.views
+        views.wait_for(slot, "a kernel write that has not returned" if executor.is_stuck(slot) else "")
+        try:
+            await executor.wait_unstuck(slot, _STUCK_SEC)
+        finally:
+            views.wait_for(slot, "")
+
     async def _choose(self, pe: AdapterPe) -> Choice:
         condition = await self._examine(pe)
         return choose_rung(condition, self._site.wish_of(pe.slot).rungs, pe.tried)
 
     async def _examine(self, pe: AdapterPe) -> Condition:
-        signs = await mending.look(self._site, pe)
+        signs = await self._look(pe)
         functions = self._site.inventory.functions
         pfs = [functions[shot.address] for shot in pe.shots if shot.address in functions]
         keeps = all(
@@ -189,13 +196,22 @@ class AdapterWork:
         return Condition(
             present=bool(pe.shots) and len(pfs) == len(pe.shots),
             verdict=self._site.views.of(pe.slot).sight.verdict,
-            signs=tuple(signs.values()),
+            signs=tuple(signs.get(shot.address, Signs()) for shot in pe.shots),
             keeps_vfs=keeps,
             driver=all(pf.facts.driver for pf in pfs),
             survives_reset=all(pf.facts.driver in SURVIVES_RESET for pf in pfs),
             can_reset=all(pf.facts.reset_methods for pf in pfs),
             port=bool(pe.shots) and all(shot.port is not None for shot in pe.shots),
         )
+
+    async def _look(self, pe: AdapterPe) -> Mapping[PciAddress, Signs]:
+        """The signs of the PFs; who cannot be asked does not answer. Raises Stuck."""
+        try:
+            return await mending.look(self._site, pe)
+        except SriovdError as error:
+            _log.info("Adapter %s could not be looked at: %s", pe.slot, error)
+            await self._await_kernel(pe.slot)
+            return {}
 
     def _count(self, pe: AdapterPe) -> Mapping[PciAddress, int]:
         return count_uncorrected(self._site.backend, [shot.address for shot in pe.shots])
@@ -252,11 +268,6 @@ class AdapterWork:
         await self._forensics.take(pe, BundleKind.GIVE_UP, f"{pe} was given up")
         text = f"Adapter {slot} is quarantined: {pe.reason.rstrip('.')}."
         announce(_log, Message.QUARANTINED, text, address=slot)
-        self._undertakings.end(slot)
-
-    async def _drop_vfs(self, slot: str) -> None:
-        lives = self._site.lives
-        lives.fire_vfs(slot, lives.places(slot), VfEvent.GONE)
         self._undertakings.end(slot)
 
     async def _tell(self, slot: str) -> None:

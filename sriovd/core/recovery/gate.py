@@ -1,11 +1,13 @@
 """What may be written while PEs are not online: the one place where operations are refused.
 
 Rule: it stands in front of the journal, so nothing passes, whoever began it and when. What recovers an
-adapter passes for that adapter; whatever is about a VF passes when that VF is online or being brought
-back by its own recovery.
+adapter passes for that adapter while nothing newer has happened to it; whatever is about a VF passes when
+that VF is online or being brought back by its own recovery.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from sriovd.backend.steps import Script
 from sriovd.core.errors import Frozen, LockedOut, Quarantined, SriovdError
@@ -13,7 +15,6 @@ from sriovd.core.inventory import Inventory
 from sriovd.core.recovery.automaton import AdapterState, VfState
 from sriovd.core.recovery.lives import Lives, describe, describe_vf
 from sriovd.core.recovery.record import AdapterPe, Place, VfPe
-from sriovd.core.recovery.site import ON_BEHALF
 from sriovd.pci import PciAddress
 
 _OPEN = (AdapterState.ONLINE, AdapterState.PERMITTING, AdapterState.REMOVED)
@@ -28,18 +29,21 @@ class Gate:
         self._lives = lives
 
     def refuse(self, slot: str, script: Script) -> None:
-        """Raises Frozen, LockedOut or Quarantined for a script that may not run now."""
-        if ON_BEHALF.get() == slot:
+        """Raises Frozen, LockedOut or Quarantined for a script that may not run now, Cancelled for one of a
+        recovery that has moved on."""
+        places = self._written(script)
+        if self._lives.may_write(slot, places):
             return
         pe = self._lives.get(slot)
         self._refuse_adapter(pe)
-        if pe.is_idle:
-            return
-        for chain in script.chains:
-            for step in chain.steps:
-                place = self.place_of(step.address) if step.writes and step.address else None
-                if place is not None:
-                    self._refuse_vf(pe, pe.vf(place))
+        for place in places:
+            self._refuse_vf(pe, pe.vf(place))
+
+    def _written(self, script: Script) -> Collection[Place]:
+        """The VFs that `script` writes to."""
+        steps = (step for chain in script.chains for step in chain.steps if step.writes)
+        places = (self.place_of(each) for each in {step.address for step in steps if step.address})
+        return [place for place in places if place is not None]
 
     def refuse_function(self, address: PciAddress) -> None:
         """As refuse, for a verb on the function at `address`, before its job begins."""

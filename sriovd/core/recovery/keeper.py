@@ -36,7 +36,7 @@ from sriovd.core.recovery.forensics import Forensics
 from sriovd.core.recovery.gate import Gate
 from sriovd.core.recovery.record import AdapterPe, Place, VfPe
 from sriovd.core.recovery.shots import Photographer
-from sriovd.core.recovery.site import Site
+from sriovd.core.recovery.site import Site, vf_at
 from sriovd.core.recovery.snapshot import overlay
 from sriovd.core.recovery.standing import BundleHead, PeStanding
 from sriovd.core.recovery.storms import Storms
@@ -179,6 +179,8 @@ class RecoveryKeeper:
             self._site.settled(after.slot)
         if after.state is AdapterState.FROZEN and before.state is not after.state:
             self._undertakings.begin(after.slot, "sriovd")
+        if after.state is AdapterState.REMOVED:
+            self._undertakings.end(after.slot)
         for vf in vfs:
             self._show_vf(after, vf)
         if before.state is not after.state or before.reason != after.reason or before == after:
@@ -297,8 +299,10 @@ class RecoveryKeeper:
             self._lives.fire(slot, AdapterEvent.ASKED, reason)
             return self._undertakings.begin(slot, requester)
         self.gate.refuse_place(place)
+        vf = vf_at(self._inventory, place)
+        if vf is None:
+            raise NoSuchFunction(f"There is no VF {place[1]} of {place[0]} any more.")
         self._lives.fire_vfs(slot, [place], VfEvent.OWN_ERROR, reason)
-        vf = self._inventory.get(self._inventory.vfs_of(place[0])[place[1]])
         return self._undertakings.begin_vf(vf, requester, lambda: self._wait_vf(slot, place))
 
     async def _wait_vf(self, slot: str, place: Place) -> VfPe:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from sriovd.core.errors import BackendFailed, SriovdError
+from sriovd.core.errors import BackendFailed, Cancelled, SriovdError
 from sriovd.core.inventory import Inventory
 from sriovd.core.recovery.automaton import (
     AdapterEffect,
@@ -36,6 +36,11 @@ _log = logging.getLogger(__name__)
 _FREEZING = frozenset({AdapterEvent.ERROR, AdapterEvent.ASKED, AdapterEvent.OVER_BUDGET, AdapterEvent.LIFT})
 _COUNTED = frozenset({AdapterEvent.ERROR, AdapterEvent.OVER_BUDGET})
 _VF_COUNTED = frozenset({VfEvent.OWN_ERROR, VfEvent.OVER_BUDGET})
+# What happens to all VFs in the same turn as to their adapter, and not behind what is still under way.
+_AT_ONCE = {
+    AdapterEffect.FREEZE_VFS: VfEvent.ADAPTER_FROZEN,
+    AdapterEffect.DROP_VFS: VfEvent.GONE,  # a card may be back before anything else is over
+}
 
 
 class Answer(NamedTuple):
@@ -70,6 +75,7 @@ class Lives:
         self._vf_rows: dict[Place, int] = {}
         self._runners: dict[str, asyncio.Task[None]] = {}
         self._vf_runners: dict[str, set[asyncio.Task[None]]] = {}
+        self._carried: dict[asyncio.Task[None], tuple[str, int | Mapping[Place, int]]] = {}  # rows, by task
         self._closed = False
         self.in_force_nsec = 0  # when the last change of a state took effect; nobody was told yet
         self.do: Do
@@ -118,12 +124,12 @@ class Lives:
             after = replace(after, tried=(), climbing=None, bundle=0, budget=_spend(before, event))
         self._pes[slot] = after
         changed: list[VfPe] = []
-        effects = transition.effects
-        if AdapterEffect.FREEZE_VFS in effects:
-            changed = self._turn(slot, self.places(slot), VfEvent.ADAPTER_FROZEN, after.reason)
+        for effect in transition.effects:
+            if effect in _AT_ONCE:
+                changed += self._turn(slot, self.places(slot), _AT_ONCE[effect], after.reason)
         self.in_force_nsec = time.monotonic_ns()
         self.on_change(before, self.get(slot), changed)
-        self._begin_row(slot, tuple(each for each in effects if each is not AdapterEffect.FREEZE_VFS))
+        self._begin_row(slot, tuple(each for each in transition.effects if each not in _AT_ONCE))
 
     def fire_vfs(self, slot: str, places: Iterable[Place], event: VfEvent, reason: str = "") -> None:
         """`event` happens to VFs of one adapter. Raises what the tables refuse with for the first."""
@@ -167,7 +173,7 @@ class Lives:
         self._rows[slot] = row = self._rows.get(slot, 0) + 1
         previous = self._runners.get(slot)
         self._runners[slot] = runner = asyncio.create_task(self._run_row(slot, row, effects, previous))
-        runner.add_done_callback(_report_failure)
+        self._carry(runner, slot, row)
 
     async def _run_row(
         self, slot: str, row: int, effects: Sequence[AdapterEffect], previous: asyncio.Task[None] | None
@@ -188,7 +194,7 @@ class Lives:
         runners = self._vf_runners.setdefault(slot, set())
         runners.add(runner)
         runner.add_done_callback(runners.discard)
-        runner.add_done_callback(_report_failure)
+        self._carry(runner, slot, rows)
 
     async def _run_vf_row(self, slot: str, rows: Mapping[Place, int], effects: Sequence[VfEffect]) -> None:
         await self.save(slot)
@@ -199,6 +205,28 @@ class Lives:
             for answer in await self.do_vfs(effect, slot, places):
                 current = set(self._newest(rows))
                 self.fire_vfs(slot, [each for each in answer.places if each in current], *_rest(answer))
+
+    def _carry(self, runner: asyncio.Task[None], slot: str, rows: int | Mapping[Place, int]) -> None:
+        self._carried[runner] = slot, rows
+        runner.add_done_callback(lambda task: self._carried.pop(task, None))
+        runner.add_done_callback(_report_failure)
+
+    def may_write(self, slot: str, places: Iterable[Place]) -> bool:
+        """Whether the current task carries out the newest row of that adapter, or of those VFs of it. Tasks
+        that it has started are not it. Raises Cancelled when it carries out an older one: something else has
+        happened since."""
+        task = asyncio.current_task()
+        carried, rows = self._carried.get(task, ("", 0)) if task else ("", 0)
+        if carried != slot:
+            return False
+        is_newest = (
+            self._rows.get(slot) == rows
+            if isinstance(rows, int)
+            else all(self._vf_rows.get(place) == rows.get(place) for place in places)
+        )
+        if not is_newest:
+            raise Cancelled(f"Something else has happened to adapter {slot} meanwhile.")
+        return True
 
     def _newest(self, rows: Mapping[Place, int]) -> list[Place]:
         return [place for place, row in rows.items() if self._vf_rows.get(place) == row]

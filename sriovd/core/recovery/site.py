@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from sriovd.backend.base import Backend, ErrorRecord, Severity
@@ -22,10 +21,6 @@ from sriovd.core.recovery.wish import RecoveryWish
 from sriovd.core.store import Store
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
-
-ON_BEHALF: ContextVar[str] = ContextVar(
-    "on_behalf", default=""
-)  # the adapter that the current task recovers
 
 _BEGIN_SEC = 1.0  # the kernel's walk begins within milliseconds, if at all
 _VERDICT_SEC = 90.0  # a port's link may need 60 s (drivers/pci/pci.c PCIE_RESET_READY_POLL_MS)

@@ -9,24 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from contextvars import Context
 
 from sriovd.backend.base import HostReadError
 from sriovd.backend.steps import Chain
 from sriovd.core.errors import BackendFailed, NoSuchFunction, SriovdError
 from sriovd.core.inventory import Function
 from sriovd.core.jobs import Job
+from sriovd.core.kernel_errors import raise_first_failure
 from sriovd.core.lease.record import Lease, LeaseState
 from sriovd.core.messages import Message, announce
 from sriovd.core.recovery import fence
 from sriovd.core.recovery.automaton import VfEffect, VfEvent, VfState
 from sriovd.core.recovery.bundle import BundleKind
-from sriovd.core.recovery.detect import Verdict
 from sriovd.core.recovery.forensics import Forensics
 from sriovd.core.recovery.lives import VfAnswer
 from sriovd.core.recovery.record import Place
 from sriovd.core.recovery.shots import Photographer
-from sriovd.core.recovery.site import ON_BEHALF, Site, vf_at
+from sriovd.core.recovery.site import Site, vf_at
 from sriovd.core.recovery.vocabulary import Permission
 from sriovd.core.scripts import is_satisfied
 
@@ -46,7 +45,6 @@ class VfWork:
 
     async def do_vfs(self, effect: VfEffect, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
         """Carry one out; what it ends with."""
-        ON_BEHALF.set(slot)  # of this row's task
         match effect:
             case VfEffect.FENCE:
                 await self._try("fencing", self._fence(slot, places))
@@ -86,15 +84,14 @@ class VfWork:
             await self._site.hands.picture.refresh([vf.address for vf in vfs])
 
     async def _collect(self, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
-        """The bundle, and how the kernel's walk ends: when it fails, the adapter is frozen by that."""
+        """The bundle, and the end of the kernel's walk: when that fails, the adapter is frozen (watch.py),
+        and what is answered here counts no more."""
         names = ", ".join(str(self._site.lives.get(slot).vf(place)) for place in places)
         await self._site.views.await_verdict(slot)
         pe = self._site.lives.get(slot)
         await self._try(
             "taking a bundle", self._forensics.take(pe, BundleKind.FREEZE, f"{names} was frozen")
         )
-        if self._site.views.of(slot).sight.verdict is Verdict.FAILED:
-            return ()
         return (VfAnswer(VfEvent.PERMIT, places),)
 
     # Permission and recovery.
@@ -147,9 +144,10 @@ class VfWork:
                 )
             chains = [chain for place in places if (chain := self._unfence_chain(slot, place))]
             if chains:
-                await executor.run(slot, fence.unfence_script(slot, chains))
+                results = await executor.run(slot, fence.unfence_script(slot, chains))
                 subjects = [chain.subject for chain in chains if chain.subject is not None]
                 await self._site.hands.picture.refresh(subjects)
+                raise_first_failure(results)
         await self._resume_leases(places)
 
     def _group_by_driver(self, slot: str, places: Sequence[Place]) -> dict[str, list[Function]]:
@@ -168,12 +166,10 @@ class VfWork:
         return fence.unfence_chain(vf, shot) if vf is not None and shot is not None else None
 
     async def _resume_leases(self, places: Iterable[Place]) -> None:
-        """In a context of their own: what leases do later is not on behalf of this recovery."""
+        """Raises what a lease fails with."""
         leased = [place for place in places if self._lease_of(place) is not None]
-        loop = asyncio.get_running_loop()
         for place in leased:
-            loop.call_soon(self._site.leases.resume, place, context=Context())
-        await asyncio.sleep(0)
+            self._site.leases.resume(place)
         for place in leased:
             await self._site.leases.wait_resumed(place, _LEASE_SEC)
 
