@@ -91,9 +91,10 @@ class Inventory:
         self._generations = dict(generations or {})
         self._listeners: list[Callable[[Change], None]] = []
 
-    def listen(self, listener: Callable[[Change], None]) -> None:
-        """Call `listener` with every change, after it has happened."""
-        self._listeners.append(listener)
+    def listen(self, listener: Callable[[Change], None], *, first: bool = False) -> None:
+        """Call `listener` with every change, after it has happened; `first`: before those that listen
+        already."""
+        self._listeners.insert(0 if first else len(self._listeners), listener)
 
     @property
     def functions(self) -> Mapping[PciAddress, Function]:

@@ -74,6 +74,12 @@ class Job:
         self.progress = max(self.progress, progress or 0.0)
         self.on_change(self)
 
+    def queue(self, stage: str) -> None:
+        """Say what is waited for before anything is done."""
+        if self.stage != stage:
+            self.stage = stage
+            self.on_change(self)
+
     def heed_cancel(self, before: str) -> None:
         """Raises Cancelled if that was asked for; `before`: what is not begun then."""
         if self._cancel_asked:

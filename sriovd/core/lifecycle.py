@@ -154,8 +154,7 @@ class Lifecycle:
 
         async def work(job: Job) -> Result:
             while True:
-                job.stage = "waiting for the recovery of its adapter"  # as long as it is queued
-                kept = await self._recovery.keep_wish(address, wish)
+                kept = await self._recovery.keep_wish(address, wish, job)
                 vf = self._inventory.get(address, 0 if kept else generation)
                 try:
                     async with self._workplace.working_on(job, vf.adapter):

@@ -47,6 +47,8 @@ from sriovd.pci import PciAddress, PciSlot
 
 _log = logging.getLogger(__name__)
 
+_FRESH_USEC = 2_000_000  # the age of an error, of before this start, that still counts: kill -9 and restart
+
 _RECORDS = 16  # errors that are remembered of an adapter
 _WALKS = {walk.value: walk for walk in Walk}
 _BACK_IN_SERVICE = (VfState.ONLINE, VfState.RECOVERING)
@@ -102,13 +104,15 @@ class RecoveryKeeper:
 
     async def start(self) -> None:
         """Go on with what a former daemon has begun, and look at every adapter once."""
-        self._inventory.listen(self._take_change)
+        self._inventory.listen(self._take_change, first=True)  # what is gone is told before it is gone
         slots = [pe.slot for pe in self._lives.all()]
         for slot in slots:  # the kernel may be in the middle of its own recovery
             self._views.see(slot, Sight(opened_usec=now_usec()))
         self._lives.resume(slots)
         for slot in self._inventory.adapters:
             if slot not in slots:
+                # what was told long ago, to nobody, is looked for by the check and not believed
+                self._views.see(slot, Sight(settled_usec=now_usec() - _FRESH_USEC))
                 self._note_well(slot)
             self._watch.check(slot)
 
@@ -334,7 +338,7 @@ class RecoveryKeeper:
 
     # Wishes that come meanwhile.
 
-    async def keep_wish(self, address: PciAddress, wish: VfAttributes) -> bool:
+    async def keep_wish(self, address: PciAddress, wish: VfAttributes, job: Job) -> bool:
         """If the VF at that address cannot be configured now, remember `wish` for when it can, and wait for
         that; whether it was so. Raises what ends its recovery."""
         place = self.gate.place_of(address)
@@ -344,6 +348,7 @@ class RecoveryKeeper:
         vf = self._lives.get(slot).vf(place)
         self._lives.put_vfs(slot, [_with_wish(vf, wish)])
         await self._lives.save(slot)
+        job.queue(f"waiting for the recovery of adapter {slot}")
         while self.gate.is_held(place) and self._lives.get(slot).vf(place).state is not VfState.PERMITTED:
             self._refuse_hopeless(slot, place)
             await self._changed.wait()

@@ -81,6 +81,7 @@ async def _rebind(site: Site, pe: AdapterPe) -> None:
         for shot in pe.shots:
             pf = site.inventory.get_pf(shot.address)
             vfs = len(site.inventory.vfs_of(pf.address))
+            await _switch_off(site, pf, bool(vfs))
             await _run(site, pe.slot, _rebind_script(pf, shot.driver, bool(vfs)), vfs)
 
 
@@ -95,6 +96,17 @@ def _rebind_script(pf: Function, driver: str, has_vfs: bool) -> Script:
     return Script(f"binding {pf.address} to {driver} anew", (Chain(pf.address, tuple(steps)),))
 
 
+async def _switch_off(site: Site, pf: Function, has_vfs: bool) -> None:
+    """A PF that is dead and up must not lose its driver: igb waits for its queues for ever then, and with
+    it whoever configures any interface of the host (igb_remove, igb_close, napi_disable under rtnl).
+    Setting its VFs to 0 first does as well."""
+    if has_vfs or not pf.facts.net_interfaces:
+        return
+    step = Step(Verb.SWITCH_LINK, pf.address, "down")
+    script = Script(f"switching {pf.address} off", (Chain(pf.address, (step,)),))
+    await site.hands.executor.run(pf.adapter, script)
+
+
 async def _replug(site: Site, pe: AdapterPe) -> None:
     """Take the PFs off the bus and look for them again, below their port."""
     view = site.views.of(pe.slot)
@@ -105,6 +117,7 @@ async def _replug(site: Site, pe: AdapterPe) -> None:
                 pf = site.inventory.functions.get(shot.address)
                 if pf is not None:  # else a daemon that was killed has come so far
                     vfs = len(site.inventory.vfs_of(pf.address))
+                    await _switch_off(site, pf, bool(vfs))
                     await _run(site, pe.slot, scripts.remove_script(pf.facts, bool(vfs)), vfs)
             for port in list_ports(pe.shots):
                 script = Script(f"looking below {port}", (Chain(port, (Step(Verb.RESCAN_PORT, port),)),))

@@ -120,6 +120,13 @@ class VfWork:
         self._site.lives.fire_vfs(slot, waiting, VfEvent.UNFREEZE)
 
     async def _recover(self, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
+        """One that is not there any more is nobody's to recover: somebody has destroyed it."""
+        there = [place for place in places if vf_at(self._site.inventory, place) is not None]
+        gone = [place for place in places if place not in there]
+        answers = await self._recover_present(slot, there) if there else ()
+        return (*answers, VfAnswer(VfEvent.GONE, gone)) if gone else answers
+
+    async def _recover_present(self, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
         error = await self._try("recovering VFs", self._bring_back(slot, places))
         if error is None:
             return (VfAnswer(VfEvent.RECOVERED, places),)
@@ -127,7 +134,7 @@ class VfWork:
             return (VfAnswer(VfEvent.RECOVER_FAILED, places, error.message),)
         answers: list[VfAnswer] = []
         for place in places:
-            answers += await self._recover(slot, [place])
+            answers += await self._recover_present(slot, [place])
         return answers
 
     async def _bring_back(self, slot: str, places: Sequence[Place]) -> None:
