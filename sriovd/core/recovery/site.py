@@ -14,7 +14,7 @@ from sriovd.core.converge.apply import Hands
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import JobRegistry
 from sriovd.core.lease.keeper import LeaseKeeper
-from sriovd.core.recovery.detect import Sight
+from sriovd.core.recovery.detect import Sight, settle
 from sriovd.core.recovery.lives import Lives
 from sriovd.core.recovery.record import AdapterPe, Place
 from sriovd.core.recovery.wish import RecoveryWish
@@ -113,6 +113,11 @@ class Views:
         self.wait_for(slot, "the kernel's own recovery")
         await self.until(slot, lambda view: view.sight.verdict is not None, _VERDICT_SEC)
         self.wait_for(slot, "")
+
+    def close_walk(self, slot: str) -> None:
+        """Wait no longer for the end of a walk of which nothing tells: the next one is another."""
+        if self.of(slot).sight.verdict is None:
+            self.see(slot, settle(self.of(slot).sight, self.of(slot).sight.settled_usec))
 
     def forget(self, slot: str) -> None:
         """The adapter is gone."""

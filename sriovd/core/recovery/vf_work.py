@@ -88,6 +88,7 @@ class VfWork:
         and what is answered here counts no more."""
         names = ", ".join(str(self._site.lives.get(slot).vf(place)) for place in places)
         await self._site.views.await_verdict(slot)
+        self._site.views.close_walk(slot)
         pe = self._site.lives.get(slot)
         await self._try(
             "taking a bundle", self._forensics.take(pe, BundleKind.FREEZE, f"{names} was frozen")
