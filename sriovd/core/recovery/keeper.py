@@ -258,6 +258,7 @@ class RecoveryKeeper:
         """The owner takes his VF back to life: its state afterwards."""
         place = self._require_place(vf)
         slot = str(place[0].slot)
+        self._refuse_hopeless(slot, place)
         self._lives.fire_vfs(slot, [place], VfEvent.UNFREEZE)
         while (pe := self._lives.get(slot).vf(place)).state is VfState.RECOVERING:
             await self._changed.wait()
