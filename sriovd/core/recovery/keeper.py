@@ -336,6 +336,12 @@ class RecoveryKeeper:
             await self._changed.wait()
         return True
 
+    def note_unowned(self, place: Place) -> None:
+        """Nobody is left who could unfreeze the VF at `place`."""
+        slot = str(place[0].slot)
+        if self._lives.get(slot).vf(place).state is VfState.PERMITTED:
+            self._lives.fire_vfs(slot, [place], VfEvent.UNFREEZE)
+
     async def wait_in_service(self, place: Place) -> None:
         """Return when something may be done to the VF at `place`."""
         while self.gate.is_held(place):
