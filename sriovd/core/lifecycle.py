@@ -145,7 +145,8 @@ class Lifecycle:
 
         async def work(job: Job) -> Result:
             while True:
-                job.stage = "waiting for the recovery of its adapter"  # as long as it is queued
+                if self._recovery.gate.is_held((pf.address, index)):
+                    job.queue("the recovery of its adapter")
                 kept = await self._recovery.keep_wish(address, wish)
                 try:
                     async with self._workplace.working_on(job, vf.adapter):
