@@ -113,7 +113,7 @@ class Engine:
         )  # fmt: skip
         recovery = RecoveryKeeper(site, self._saved.recoveries, self._saved.bundles)
         self.executor.refuse = recovery.gate.refuse
-        self.leases.hold_by(recovery.gate.is_held)
+        self.leases.hold_by(recovery.gate.is_held, recovery.note_unowned)
         self.work.wait_in_service = recovery.wait_in_service
         self.policy.is_held = recovery.is_under_way
         self.picture.on_error = recovery.take

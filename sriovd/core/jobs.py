@@ -74,11 +74,10 @@ class Job:
         self.progress = max(self.progress, progress or 0.0)
         self.on_change(self)
 
-    def queue(self, stage: str) -> None:
-        """Say what is waited for before anything is done."""
-        if self.stage != stage:
-            self.stage = stage
-            self.on_change(self)
+    def queue(self, for_what: str) -> None:
+        """Say what it waits for; nothing of it is under way."""
+        self.state, self.stage = JobState.QUEUED, f"waiting for {for_what}"
+        self.on_change(self)
 
     def heed_cancel(self, before: str) -> None:
         """Raises Cancelled if that was asked for; `before`: what is not begun then."""

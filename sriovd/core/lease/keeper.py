@@ -62,9 +62,11 @@ class LeaseKeeper:
         """Call `on_change` with every new state of a lease, and `on_end` when one is over."""
         self._lives.on_change, self._lives.on_end = on_change, on_end
 
-    def hold_by(self, is_held: Callable[[Place], bool]) -> None:
-        """`is_held` tells of VFs that are being recovered: they are neither lent nor handed over."""
+    def hold_by(self, is_held: Callable[[Place], bool], on_leave: Callable[[Place], None]) -> None:
+        """`is_held` tells of VFs that are being recovered: they are neither lent nor handed over.
+        `on_leave` is told of VFs whose owner will not take them back to life any more."""
         self.is_held = self._pool.is_held = is_held
+        self._lives.on_leave = on_leave
 
     def get(self, number: int) -> Lease | None:
         """The lease of that number while it lasts."""

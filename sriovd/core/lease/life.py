@@ -68,6 +68,7 @@ class LeaseLives:
         self._closed = False
         self.on_change: Callable[[Lease], None] = lambda _: None
         self.on_end: Callable[[Lease], None] = lambda _: None
+        self.on_leave: Callable[[Place], None] = lambda _: None  # told of VFs whose owner gives them up
 
     def vf_address(self, lease: Lease) -> PciAddress | None:
         """Where its VF is now, if it is."""
@@ -142,6 +143,8 @@ class LeaseLives:
         runner.add_done_callback(_report_failure)
         if changed:
             self.on_change(lease)
+        if changed and lease.is_over:
+            self.on_leave((lease.pf, lease.index))
 
     async def _run_row(
         self,

@@ -52,6 +52,11 @@ class Lease:
     def __str__(self) -> str:
         return f"lease {self.number} (VF {self.index} of {self.pf})"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its owner is out of it, though it may still have its VF."""
+        return self.state in _OVER
+
     def is_of(self, uid: int, name: str, trusted: bool) -> bool:
         """Whether it is that owner's. `trusted`: of any user who has given it that name."""
         return self.name == name and (self.uid == uid or trusted)
@@ -68,6 +73,9 @@ class Lease:
         if lease.state is LeaseState.FAILED and not lease.reason:
             raise ValueError("a lease record's reason is missing, though the lease has failed")
         return lease
+
+
+_OVER = (LeaseState.RELEASING, LeaseState.CLEANING, LeaseState.RELEASED, LeaseState.FAILED)
 
 
 def check_name(name: str) -> None:

@@ -80,7 +80,7 @@ class AdapterWork:
             _log.exception("%s of adapter %s met a defect of sriovd", effect, slot)
             failure = BackendFailed(f"{effect} of adapter {slot} failed for a defect of sriovd.")
         event = _WHEN_IMPOSSIBLE.get(effect)
-        return Answer(event, failure.message) if event else None
+        return Answer(event, str(failure)) if event else None
 
     # Frozen.
 

@@ -349,7 +349,7 @@ class RecoveryKeeper:
         vf = self._lives.get(slot).vf(place)
         self._lives.put_vfs(slot, [_with_wish(vf, wish)])
         await self._lives.save(slot)
-        job.queue(f"waiting for the recovery of adapter {slot}")
+        job.queue("the recovery of its adapter")
         while self.gate.is_held(place) and self._lives.get(slot).vf(place).state is not VfState.PERMITTED:
             self._refuse_hopeless(slot, place)
             await self._changed.wait()
@@ -358,6 +358,12 @@ class RecoveryKeeper:
     def is_away(self, address: PciAddress) -> bool:
         """Whether there is no VF at that address because it is being made again."""
         return address not in self._inventory.functions and self.gate.place_of(address) is not None
+
+    def note_unowned(self, place: Place) -> None:
+        """Nobody is left who could unfreeze the VF at `place`."""
+        slot = str(place[0].slot)
+        if self._lives.get(slot).vf(place).state is VfState.PERMITTED:
+            self._lives.fire_vfs(slot, [place], VfEvent.UNFREEZE)
 
     async def wait_in_service(self, place: Place) -> None:
         """Return when something may be done to the VF at `place`."""

@@ -29,6 +29,7 @@ from sriovd.core.recovery.automaton import (
     advance_vf,
 )
 from sriovd.core.recovery.record import AdapterPe, Budget, Place, VfPe
+from sriovd.core.recovery.snapshot import NO_ATTRIBUTES
 from sriovd.core.store import Store
 
 _log = logging.getLogger(__name__)
@@ -159,6 +160,8 @@ class Lives:
                 vf, state=transition.state, own=_is_own(vf, event), reason=reason or kept,
                 since_usec=_now_usec(), budget=budget,
             )  # fmt: skip
+            if vf.state is VfState.ONLINE:  # whoever wished something does it himself now
+                vf = replace(vf, wish=NO_ATTRIBUTES)
             changed.append(vf)
             self._vf_rows[place] = self._vf_rows.get(place, 0) + 1
             groups.setdefault(transition.effects, []).append(place)

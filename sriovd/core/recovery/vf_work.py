@@ -16,7 +16,7 @@ from sriovd.core.errors import BackendFailed, NoSuchFunction, SriovdError
 from sriovd.core.inventory import Function
 from sriovd.core.jobs import Job
 from sriovd.core.kernel_errors import raise_first_failure
-from sriovd.core.lease.record import Lease, LeaseState
+from sriovd.core.lease.record import Lease
 from sriovd.core.messages import Message, announce
 from sriovd.core.recovery import fence
 from sriovd.core.recovery.automaton import VfEffect, VfEvent, VfState
@@ -132,7 +132,7 @@ class VfWork:
         if error is None:
             return (VfAnswer(VfEvent.RECOVERED, places),)
         if len(places) == 1:
-            return (VfAnswer(VfEvent.RECOVER_FAILED, places, error.message),)
+            return (VfAnswer(VfEvent.RECOVER_FAILED, places, str(error)),)
         answers: list[VfAnswer] = []
         for place in places:
             answers += await self._recover_present(slot, [place])
@@ -184,8 +184,7 @@ class VfWork:
     def _lease_of(self, place: Place) -> Lease | None:
         """The lease that has the VF, unless it is on its way out."""
         lease = self._site.leases.find_at_place(place)
-        over = (LeaseState.RELEASING, LeaseState.CLEANING, LeaseState.RELEASED, LeaseState.FAILED)
-        return None if lease is None or lease.state in over else lease
+        return None if lease is None or lease.is_over else lease
 
     # What they share.
 
