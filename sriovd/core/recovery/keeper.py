@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +36,10 @@ from sriovd.core.recovery.forensics import Forensics
 from sriovd.core.recovery.gate import Gate
 from sriovd.core.recovery.record import AdapterPe, Place, VfPe
 from sriovd.core.recovery.shots import Photographer
+from sriovd.core.recovery.showing import Showing
 from sriovd.core.recovery.site import Site, vf_at
 from sriovd.core.recovery.snapshot import overlay
-from sriovd.core.recovery.standing import BundleHead, PeStanding
+from sriovd.core.recovery.standing import BundleHead
 from sriovd.core.recovery.storms import Storms
 from sriovd.core.recovery.undertaking import Undertakings, now_usec
 from sriovd.core.recovery.vf_work import VfWork
@@ -54,7 +55,7 @@ _WALKS = {walk.value: walk for walk in Walk}
 _BACK_IN_SERVICE = (VfState.ONLINE, VfState.RECOVERING)
 
 
-class RecoveryKeeper:
+class RecoveryKeeper(Showing):
     """Implements desk.RecoveryDesk. `saved`: what a former daemon has left, by slot: whether of this boot,
     and the record. `bundles`: those that are kept, by slot."""
 
@@ -64,27 +65,19 @@ class RecoveryKeeper:
         saved: Mapping[str, tuple[bool, dict[str, Any]]],
         bundles: Mapping[str, tuple[BundleHead, ...]],
     ) -> None:
+        self.gate, storms = Gate(site.inventory, site.lives), Storms()
+        super().__init__(site, self.gate, storms)
         self._site = site
-        self._lives = site.lives
-        self._views = site.views
-        self._inventory = site.inventory
         self._forensics = Forensics(site, bundles)
         self._undertakings = Undertakings(site.inventory, site.jobs, self._lives.get)
         photographer = Photographer(site, self._undertakings)
         adapter_work = AdapterWork(site, self._forensics, photographer, self._undertakings)
         vf_work = VfWork(site, self._forensics, photographer)
-        self._storms = Storms()
         self._changed = asyncio.Event()
         self._frozen = 0  # VFs, by the event that is being taken
-        self.gate = Gate(site.inventory, site.lives)
-        self._watch = Watch(site, self.gate, self._storms)
-        self.audit_of: Callable[[str], tuple[str, ...]] = lambda _: ()
-        self.audit_of_vf: Callable[[PciAddress], tuple[str, ...]] = lambda _: ()
-        self.on_adapter: Callable[[str, PeStanding], None] = lambda _slot, _standing: None
-        self.on_vf: Callable[[PciAddress, PeStanding], None] = lambda _address, _standing: None
+        self._watch = Watch(site, self.gate, storms)
         site.lives.do, site.lives.do_vfs = adapter_work.do, vf_work.do_vfs
         site.lives.on_change = self._note_change
-        site.views.on_change = self._show_news
         self._recall(saved)
 
     # Begin and end.
@@ -172,11 +165,8 @@ class RecoveryKeeper:
             self._lives.fire_vfs(slot, [place], VfEvent.GONE)
 
     def _note_change(self, before: AdapterPe, after: AdapterPe, vfs: Sequence[VfPe]) -> None:
-        left = [
-            vf.place
-            for vf in vfs
-            if before.vf(vf.place).state is VfState.ONLINE and vf.state is not VfState.ONLINE
-        ]
+        out = {vf.place for vf in before.vfs if vf.state is not VfState.ONLINE}
+        left = [vf.place for vf in vfs if vf.place not in out and vf.state is not VfState.ONLINE]
         self._undertakings.note_left(left)
         self._frozen += len(left)
         if any(vf.state is VfState.ONLINE for vf in vfs):
@@ -186,73 +176,13 @@ class RecoveryKeeper:
         if after.state is AdapterState.REMOVED:
             self._undertakings.end(after.slot)
         for vf in vfs:
-            self._show_vf(after, vf)
+            self._show_pe(after, vf)
         if before.state is not after.state or before.reason != after.reason or before == after:
             self.show_adapter(after.slot)
         self._changed.set()
         self._changed = asyncio.Event()
 
     # The desk.
-
-    def show_adapter(self, slot: str) -> None:
-        """Tell how the adapter stands."""
-        self.on_adapter(slot, self.adapter_standing(slot))
-
-    def _show_news(self, slot: str, vfs: Collection[PciAddress]) -> None:
-        self.show_adapter(slot)
-        for address in vfs:
-            self.on_vf(address, self.vf_standing(address))
-
-    def _show_vf(self, pe: AdapterPe, vf: VfPe) -> None:
-        address = self._inventory.vfs_of(vf.pf).get(vf.index)
-        if address is None:
-            shot = pe.shot(vf.pf)
-            picture = shot.vf(vf.index) if shot else None
-            address = picture.address if picture else None
-        if address is not None:
-            self.on_vf(address, self._standing_of(pe, vf, address))
-
-    def show_vf(self, address: PciAddress) -> None:
-        """Tell how the VF at that address stands."""
-        self.on_vf(address, self.vf_standing(address))
-
-    def adapter_standing(self, slot: str) -> PeStanding:
-        """How the adapter stands."""
-        pe, view = self._lives.get(slot), self._views.of(slot)
-        rung = pe.climbing or (pe.tried[-1] if pe.tried else None)
-        return PeStanding(
-            state=str(pe.state),
-            cause="" if pe.state is AdapterState.ONLINE else "adapter",
-            reason=pe.reason,
-            since_usec=pe.since_usec,
-            freezes=pe.budget.counted(time.time_ns() // 1000),
-            waits_for=view.waits_for,
-            rung=str(rung or ""),
-            audit=self.audit_of(slot),
-            corrected=self._storms.total(slot),
-        )
-
-    def vf_standing(self, address: PciAddress) -> PeStanding:
-        """How the VF at that address stands."""
-        place = self.gate.place_of(address)
-        if place is None:
-            return PeStanding(str(VfState.ONLINE))
-        pe = self._lives.get(str(place[0].slot))
-        return self._standing_of(pe, pe.vf(place), address)
-
-    def _standing_of(self, pe: AdapterPe, vf: VfPe, address: PciAddress) -> PeStanding:
-        waits = f"its adapter {pe.slot}, which is {pe.state}"
-        if address in self._views.of(pe.slot).held:
-            waits = "its user to close it"
-        return PeStanding(
-            state=vf.state.word,
-            cause="" if vf.state is VfState.ONLINE else ("own" if vf.own else "propagated"),
-            reason=vf.reason,
-            since_usec=vf.since_usec,
-            freezes=vf.budget.counted(time.time_ns() // 1000),
-            waits_for=waits if vf.state in (VfState.FROZEN_PROPAGATED, VfState.LOCKED_OUT) else "",
-            audit=self.audit_of_vf(address),
-        )
 
     async def unfreeze(self, vf: PciAddress) -> str:
         """The owner takes his VF back to life: its state afterwards."""

@@ -36,14 +36,14 @@ class Photographer:
         """What the inventory knows."""
         inventory, pe = self._site.inventory, self._site.lives.get(slot)
         adapter = inventory.adapters.get(slot)
-        shots = []
+        shots, in_service = [], self._undertakings.tell_service(slot)
         for address in adapter.physical_functions if adapter else ():
             vfs = [inventory.functions[vf] for vf in inventory.vfs_of(address).values()]
             ports = self._site.backend.read_error_path(address).ports
             fresh = {
                 vf.virtual.index
                 for vf in vfs
-                if vf.virtual is not None and self._undertakings.was_in_service((address, vf.virtual.index))
+                if vf.virtual is not None and in_service((address, vf.virtual.index))
             }
             port = ports[0] if ports else None
             pf = inventory.functions[address]
@@ -80,9 +80,6 @@ class Photographer:
         except SriovdError as error:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
             return shot
-        told = {
-            index: values
-            for index, values in report.vfs.items()
-            if self._undertakings.was_in_service((shot.address, index))
-        }
+        in_service = self._undertakings.tell_service(pf.adapter)
+        told = {index: values for index, values in report.vfs.items() if in_service((shot.address, index))}
         return with_attributes(shot, told, bool(report.up))

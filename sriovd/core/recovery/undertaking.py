@@ -37,9 +37,10 @@ class Undertakings:
         """These VFs were in service until now."""
         self._fresh.update(places)
 
-    def was_in_service(self, place: Place) -> bool:
-        """Whether what is found of that VF is what it has to be again."""
-        return place in self._fresh or self._pe_of(str(place[0].slot)).vf(place).state is VfState.ONLINE
+    def tell_service(self, slot: str) -> Callable[[Place], bool]:
+        """Whether what is found of a VF of that adapter is what it has to be again."""
+        out = {vf.place for vf in self._pe_of(slot).vfs if vf.state is not VfState.ONLINE} - self._fresh
+        return lambda place: place not in out
 
     def note_shot(self, places: Iterable[Place]) -> None:
         """Pictures were taken of these."""
