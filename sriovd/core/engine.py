@@ -124,7 +124,7 @@ class Engine:
         recovery = self.recovery
         auditor = Auditor(
             self.backend, self.inventory, lambda slot: self.rulebook.recovery_for_adapter(slot).rungs,
-            lambda slot: self.picture.is_busy(slot) or recovery.is_under_way(slot), recovery.gate.is_held,
+            lambda slot: self.picture.is_busy(slot) or recovery.is_under_way(slot), recovery.gate.is_out,
         )  # fmt: skip
         recovery.audit_of, recovery.audit_of_vf = auditor.findings_of, auditor.findings_of_vf
         auditor.on_adapter, auditor.on_vf = recovery.show_adapter, recovery.show_vf

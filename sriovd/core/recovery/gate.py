@@ -64,6 +64,12 @@ class Gate:
         pe = self._lives.get(str(place[0].slot))
         return pe.state not in _OPEN or pe.vf(place).state not in _IN_SERVICE
 
+    def is_out(self, place: Place) -> bool:
+        """Whether the VF at `place` is not what it will be: it is held, or being brought back."""
+        return (
+            self.is_held(place) or self._lives.get(str(place[0].slot)).vf(place).state is not VfState.ONLINE
+        )
+
     def place_of(self, address: PciAddress) -> Place | None:
         """The place of the VF that is at `address`, or was when its adapter froze; None for others."""
         function = self._inventory.functions.get(address)

@@ -108,17 +108,20 @@ async def _switch_off(site: Site, pf: Function, has_vfs: bool) -> None:
 
 
 async def _replug(site: Site, pe: AdapterPe) -> None:
-    """Take the PFs off the bus and look for them again, below their port."""
+    """Take the PFs off the bus and look for them again, below their port. Their VFs go before that, beside
+    the work on other adapters."""
+    async with site.hands.executor.lane(pe.slot):
+        for pf in _present(site, pe):
+            vfs = len(site.inventory.vfs_of(pf.address))
+            await _switch_off(site, pf, bool(vfs))
+            if vfs:
+                await _run(site, pe.slot, scripts.destroy_script(pf.facts, vfs, False), vfs)
     view = site.views.of(pe.slot)
     async with site.hands.executor.lane(pe.slot, exclusive=True):
         view.busy = True
         try:
-            for shot in pe.shots:
-                pf = site.inventory.functions.get(shot.address)
-                if pf is not None:  # else a daemon that was killed has come so far
-                    vfs = len(site.inventory.vfs_of(pf.address))
-                    await _switch_off(site, pf, bool(vfs))
-                    await _run(site, pe.slot, scripts.remove_script(pf.facts, bool(vfs)), vfs)
+            for pf in _present(site, pe):
+                await _run(site, pe.slot, scripts.remove_script(pf.facts, False))
             for port in list_ports(pe.shots):
                 script = Script(f"looking below {port}", (Chain(port, (Step(Verb.RESCAN_PORT, port),)),))
                 raise_first_failure(await site.hands.executor.run(pe.slot, script))
@@ -126,6 +129,12 @@ async def _replug(site: Site, pe: AdapterPe) -> None:
                 site.hands.picture.look_at(shot.address)
         finally:
             view.busy = False
+
+
+def _present(site: Site, pe: AdapterPe) -> list[Function]:
+    """The PFs that are there: a daemon that was killed may have taken some away."""
+    found = (site.inventory.functions.get(shot.address) for shot in pe.shots)
+    return [pf for pf in found if pf is not None]
 
 
 async def _run(site: Site, slot: str, script: Script, vf_count: int = 0) -> None:
