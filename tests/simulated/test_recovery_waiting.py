@@ -256,6 +256,7 @@ async def test_the_card_is_pulled_out_meanwhile(
         if where == "resetting":  # until now the kernel waits for that
             await here.close(VFS[5])
         await here.until_log(caplog, f"Adapter {SLOT} is removed.")
+        await here.until_said(SLOT, "removed")
         (await waiting).check("NoSuchFunction")
         assert IGB0 not in await here.client.functions()
         await here.client.set_num_vfs(IGB1, 2, driver="vfio-pci")

@@ -159,6 +159,14 @@ class Ward:
         await until(read, lambda seen: len(seen) >= len(states), f"{of} {states}")
         assert self.states(of) == [*states]
 
+    async def until_said(self, of: str, state: str) -> None:
+        """Until that is the last state that was announced."""
+
+        async def read() -> list[str]:
+            return self.states(of)
+
+        await until(read, lambda seen: seen[-1:] == [state], f"{of} to be {state}")
+
     async def refused(self, member: str, *arguments: Any, signature: str = "sa{sv}") -> Refusal:
         """A verb of the Manager that must fail; its options are put behind."""
         return await self.client.refused(member, signature, *arguments, {})
