@@ -203,10 +203,10 @@ class RecoveryKeeper(Showing):
         try:
             async with asyncio.timeout(timeout_usec / 1e6):
                 while True:
+                    self._refuse_hopeless(slot, place)
                     state = self._lives.get(slot).vf(place).state
                     if state in (VfState.ONLINE, VfState.PERMITTED, VfState.RECOVERING):
                         return state.word
-                    self._refuse_hopeless(slot, place)
                     await self._changed.wait()
         except TimeoutError:
             raise TimedOut(
