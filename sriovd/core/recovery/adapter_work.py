@@ -149,8 +149,6 @@ class AdapterWork:
         wish, pe = self._site.wish_of(slot), lives.get(slot)
         try:
             await self._await_kernel(slot)
-            await self._photographer.complete_late(slot)
-            pe = lives.get(slot)
             choice = Choice(pe.climbing, ()) if pe.climbing else await self._choose(pe)
         except Stuck as error:  # no rung is used up by that, so it must not be tried for ever
             return Answer(AdapterEvent.EXHAUSTED, f"{error.message} {pe.reason}")

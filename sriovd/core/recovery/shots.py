@@ -32,14 +32,8 @@ class Photographer:
         shot = self._site.lives.get(slot).shot(place[0])
         return shot.vf(place[1]) if shot is not None else None
 
-    async def complete_late(self, slot: str) -> None:
-        """What could not be asked for when it froze, because a write hung. Raises Stuck."""
-        if not all(shot.told for shot in self._site.lives.get(slot).shots):
-            async with self._site.hands.executor.lane(slot):
-                await self.complete(slot, ())
-
     async def take(self, slot: str) -> None:
-        """What the inventory knows. A daemon that was killed before has perhaps not come to that."""
+        """What the inventory knows."""
         inventory, pe = self._site.inventory, self._site.lives.get(slot)
         adapter = inventory.adapters.get(slot)
         shots, in_service = [], self._undertakings.tell_service(slot)
@@ -77,7 +71,7 @@ class Photographer:
 
     async def _with_link(self, shot: PfShot) -> PfShot:
         pf = self._site.inventory.functions.get(shot.address)
-        if shot.told or pf is None or not pf.facts.net_interfaces:
+        if pf is None or not pf.facts.net_interfaces:
             return shot
         try:
             report = await self._site.hands.configurer.read(pf)
@@ -86,4 +80,6 @@ class Photographer:
         except SriovdError as error:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
             return shot
-        return with_attributes(shot, report.vfs, bool(report.up))
+        in_service = self._undertakings.tell_service(pf.adapter)
+        told = {index: values for index, values in report.vfs.items() if in_service((shot.address, index))}
+        return with_attributes(shot, told, bool(report.up))

@@ -27,20 +27,19 @@ class VfShot:
     generation: int
     driver: str
     reset_methods: tuple[str, ...] = ()
-    bus_master: bool | None = None
+    bus_master: bool = False
     attributes: VfAttributes = NO_ATTRIBUTES
 
 
 @dataclass(frozen=True, slots=True)
 class PfShot:
     """A PF: its driver, the bridge above it (None: a root bus), whether its network interface was up, and
-    its VFs by index. `told`: its driver has said what it knows of the interface and of all VFs."""
+    its VFs by index."""
 
     address: PciAddress
     driver: str
     port: PciAddress | None = None
     up: bool = False
-    told: bool = False
     vfs: tuple[VfShot, ...] = ()
 
     def vf(self, index: int) -> VfShot | None:
@@ -66,30 +65,22 @@ def take_shot(
     }
     if before is not None:
         found.update((vf.index, vf) for vf in before.vfs if not in_service(vf.index))
+    kept = before if before is not None and not pf.facts.driver else None
     shots = tuple(found[index] for index in sorted(found))
-    if before is None:
-        return PfShot(pf.address, pf.facts.driver, port, vfs=shots)
-    told = before.told and all(vf in before.vfs for vf in shots)
-    return PfShot(pf.address, pf.facts.driver or before.driver, port, before.up, told, shots)
+    return PfShot(pf.address, kept.driver if kept else pf.facts.driver, port, bool(kept and kept.up), shots)
 
 
 def with_bus_masters(shot: PfShot, masters: Mapping[int, bool]) -> PfShot:
-    """With what was read of Bus Master Enable, by VF index; what is known stays: a fence may have taken it
-    since."""
-    vfs = (
-        vf if vf.bus_master is not None else replace(vf, bus_master=masters.get(vf.index)) for vf in shot.vfs
-    )
+    """With what was read of Bus Master Enable, by VF index; whoever had it once keeps it: a fence may have
+    taken it since."""
+    vfs = (replace(vf, bus_master=vf.bus_master or masters.get(vf.index, False)) for vf in shot.vfs)
     return replace(shot, vfs=tuple(vfs))
 
 
 def with_attributes(shot: PfShot, told: Mapping[int, VfAttributes], up: bool) -> PfShot:
-    """With what the PF's driver told of its interface and of its VFs, by index; what is known of a VF
-    stays."""
-    vfs = (
-        vf if vf.attributes != NO_ATTRIBUTES else replace(vf, attributes=told.get(vf.index, NO_ATTRIBUTES))
-        for vf in shot.vfs
-    )
-    return replace(shot, up=up, told=True, vfs=tuple(vfs))
+    """With what the PF's driver told of its VFs, by index, and of its interface."""
+    vfs = (replace(vf, attributes=told.get(vf.index, vf.attributes)) for vf in shot.vfs)
+    return replace(shot, up=up, vfs=tuple(vfs))
 
 
 def overlay(base: VfAttributes, wish: VfAttributes) -> VfAttributes:
