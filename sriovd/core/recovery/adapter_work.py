@@ -152,6 +152,7 @@ class AdapterWork:
         )
         await executor.wait_unstuck(slot, _STUCK_SEC)
         self._site.views.wait_for(slot, "")
+        await self._finish_picture(slot)
         wish, pe = self._site.wish_of(slot), lives.get(slot)
         choice = Choice(pe.climbing, ()) if pe.climbing else await self._choose(pe)
         if choice.rung is None:
@@ -170,6 +171,17 @@ class AdapterWork:
             lives.edit(slot, climbing=None, tried=(*lives.get(slot).tried, choice.rung))
         self._site.views.of(slot).counted = self._count(pe)
         return Answer(AdapterEvent.RESET)
+
+    async def _finish_picture(self, slot: str) -> None:
+        """What hung when the adapter froze let nobody ask; no rung has taken anything away yet."""
+        pe = self._site.lives.get(slot)
+        places = [vf.place for vf in pe.vfs if vf.unpictured]
+        if not places or pe.climbing or pe.tried:
+            return
+        found = (vf_at(self._site.inventory, place) for place in places)
+        async with self._site.hands.executor.lane(slot):
+            await self._photographer.complete(slot, [vf for vf in found if vf is not None])
+        await self._site.lives.save(slot)
 
     async def _choose(self, pe: AdapterPe) -> Choice:
         condition = await self._examine(pe)

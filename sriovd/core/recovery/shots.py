@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sriovd.backend.steps import ChainResult
 from sriovd.core.errors import SriovdError, Stuck
@@ -15,7 +16,6 @@ from sriovd.core.recovery import fence
 from sriovd.core.recovery.record import Place
 from sriovd.core.recovery.site import Site
 from sriovd.core.recovery.snapshot import PfShot, VfShot, take_shot, with_attributes, with_bus_masters
-from sriovd.core.recovery.undertaking import Undertakings
 
 _log = logging.getLogger(__name__)
 
@@ -23,9 +23,8 @@ _log = logging.getLogger(__name__)
 class Photographer:
     """Takes them."""
 
-    def __init__(self, site: Site, undertakings: Undertakings) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._undertakings = undertakings
 
     def shot_of(self, slot: str, place: Place) -> VfShot | None:
         """The last picture of that VF."""
@@ -43,7 +42,7 @@ class Photographer:
             fresh = {
                 vf.virtual.index
                 for vf in vfs
-                if vf.virtual is not None and self._undertakings.was_in_service((address, vf.virtual.index))
+                if vf.virtual is not None and pe.vf((address, vf.virtual.index)).was_in_service
             }
             port = ports[0] if ports else None
             pf = inventory.functions[address]
@@ -66,8 +65,11 @@ class Photographer:
             ]
             masters = fence.read_masters([vf for vf, _ in own], [result for _, result in own])
             shots.append(await self._with_link(with_bus_masters(shot, masters)))
-        self._site.lives.edit(slot, shots=tuple(shots))
-        self._undertakings.note_shot((shot.address, vf.index) for shot in shots for vf in shot.vfs)
+        pe = self._site.lives.edit(slot, shots=tuple(shots))
+        pictured = {(shot.address, vf.index) for shot in shots for vf in shot.vfs}
+        self._site.lives.put_vfs(
+            slot, [replace(vf, unpictured=False) for vf in pe.vfs if vf.place in pictured]
+        )
 
     async def _with_link(self, shot: PfShot) -> PfShot:
         pf = self._site.inventory.functions.get(shot.address)
@@ -80,9 +82,10 @@ class Photographer:
         except SriovdError as error:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
             return shot
+        pe = self._site.lives.get(str(shot.address.slot))
         told = {
             index: values
             for index, values in report.vfs.items()
-            if self._undertakings.was_in_service((shot.address, index))
+            if pe.vf((shot.address, index)).was_in_service
         }
         return with_attributes(shot, told, bool(report.up))
