@@ -95,6 +95,7 @@ async def until_stuck(here: Ward) -> None:
 async def test_a_reset_hangs_when_the_error_comes(bus: PrivateBus, root: str, severity: str) -> None:
     """The kernel's walk waits for the device that is being reset, and the recovery for the walk."""
     async with ward(bus.address, root) as here:
+        await here.set_attributes(VFS[3], vlan=Variant("u", 33))
         before = here.look()
         async with hanging_reset(here):
             await here.err(severity=severity)
