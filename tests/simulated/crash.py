@@ -47,6 +47,7 @@ class Life:
         await self.backend.start()
         self._follower = asyncio.create_task(self.engine.picture.follow())
         await self.engine.look_around()
+        await self.engine.take_up_recovery()
         self.engine.take_up_leases(frozenset())
         if policy:
             await self.engine.start_policy()
@@ -97,6 +98,7 @@ class Life:
         self.engine.inventory.set_stuck(adapter, "")
         self.engine.picture.look_again(adapter)
         self.engine.policy.note_adapter(adapter)
+        self.engine.recovery.check(adapter)
 
 
 async def until(condition: Callable[[], bool]) -> None:

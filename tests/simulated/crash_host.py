@@ -61,7 +61,7 @@ class CrashHost:
     def look(self) -> Scene:
         """The host now."""
         devices = self.backend.host.devices
-        pfs = [devices[pf] for pf in (PF, PF2, NVME)]
+        pfs = [devices[pf] for pf in (PF, PF2, NVME) if pf in devices]
         vfs = {
             (pf.address, index): _vf(pf, index, vf)
             for pf in pfs

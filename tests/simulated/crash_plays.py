@@ -149,7 +149,8 @@ def _is_settled(engine: Engine, backend: SimulatedBackend) -> bool:
         for pf in pfs
         if engine.rulebook.concerns(pf)
     )
-    return idle and good and not any(lease.state in TRANSIENT for lease in engine.leases.all())
+    well = not engine.recovery._watch._checks and all(pe.is_idle for pe in engine.recovery._lives.all())
+    return idle and good and well and not any(lease.state in TRANSIENT for lease in engine.leases.all())
 
 
 async def _act(life: Life, act: Act) -> None:
@@ -189,4 +190,4 @@ def _count_documents(places: Places) -> int:
 
 def _list_owners(backend: SimulatedBackend) -> dict[PciAddress, int]:
     groups = {dev.group: dev.address for dev in backend.host.devices.values() if dev.physfn is not None}
-    return {groups[group]: uid for group, uid in backend.group_owners.items()}
+    return {groups[group]: uid for group, uid in backend.group_owners.items() if group in groups}

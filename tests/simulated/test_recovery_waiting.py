@@ -52,13 +52,17 @@ async def test_a_vf_that_is_held_open_is_waited_for(bus: PrivateBus, root: str) 
         assert here.look() == before
 
 
+@pytest.mark.parametrize("severity", ["nonfatal", "fatal"])
 @in_loop
-async def test_a_vf_that_nobody_closes(bus: PrivateBus, root: str) -> None:
+async def test_a_vf_that_nobody_closes(bus: PrivateBus, root: str, severity: str) -> None:
     async with ward(bus.address, root, HASTY) as here:
+        await here.client.bind(VFS[6], "pci-stub")  # so that the kernel cannot recover it
         before = here.look()
+        here.forget()
         await here.hold_open(VFS[3])
-        await here.err(severity="fatal")
+        await here.err(severity=severity)
         await here.until(SLOT, "quarantined")
+        await here.until_announced(SLOT, "frozen", "collecting", "resetting", "quarantined")
         reason = await here.get(SLOT, "Reason")
         assert f"qemu-system-x86 (pid 4242) to close VF {VFS[3]}" in reason, reason
         assert "call Lift" in reason, reason
@@ -95,6 +99,7 @@ async def until_stuck(here: Ward) -> None:
 async def test_a_reset_hangs_when_the_error_comes(bus: PrivateBus, root: str, severity: str) -> None:
     """The kernel's walk waits for the device that is being reset, and the recovery for the walk."""
     async with ward(bus.address, root) as here:
+        await here.set_attributes(VFS[3], vlan=Variant("u", 33))
         before = here.look()
         async with hanging_reset(here):
             await here.err(severity=severity)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sriovd.backend.base import HostReadError
 from sriovd.backend.vf_attributes import Attribute, VfAttributes
-from sriovd.core.errors import BackendFailed, NoSuchFunction, SriovdError, Stuck
+from sriovd.core.errors import BackendFailed, InUse, NoSuchFunction, SriovdError, Stuck
 from sriovd.core.inventory import Function
 from sriovd.core.jobs import Job
 from sriovd.core.messages import Message, announce
@@ -20,15 +20,16 @@ from sriovd.core.recovery import fence, mending, rungs
 from sriovd.core.recovery.automaton import AdapterEffect, AdapterEvent, AdapterState, VfEvent, VfState
 from sriovd.core.recovery.bundle import BundleKind
 from sriovd.core.recovery.detect import settle
-from sriovd.core.recovery.drivers import SURVIVES_RESET
+from sriovd.core.recovery.drivers import survives_reset
 from sriovd.core.recovery.forensics import Forensics
-from sriovd.core.recovery.ladder import Choice, Condition, choose_rung
+from sriovd.core.recovery.ladder import DESTROYING, Choice, Condition, choose_rung
 from sriovd.core.recovery.lives import Answer
 from sriovd.core.recovery.probe import Signs
 from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.shots import Photographer
 from sriovd.core.recovery.site import Site, count_uncorrected, vf_at
 from sriovd.core.recovery.undertaking import Undertakings, now_usec
+from sriovd.core.recovery.vocabulary import Rung
 from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ class AdapterWork:
         wish, pe = self._site.wish_of(slot), lives.get(slot)
         try:
             await self._await_kernel(slot)
+            await self._finish_picture(slot)
+            pe = lives.get(slot)
             choice = Choice(pe.climbing, ()) if pe.climbing else await self._choose(pe)
         except Stuck as error:  # no rung is used up by that, so it must not be tried for ever
             return Answer(AdapterEvent.EXHAUSTED, f"{error.message} {pe.reason}")
@@ -161,12 +164,23 @@ class AdapterWork:
         await lives.save(slot)
         _log.info("Adapter %s: %s; left out: %s", slot, choice.rung, "; ".join(choice.left_out) or "nothing")
         self._undertakings.show(slot, f"{AdapterState.RESETTING}: {choice.rung}")
+        return await self._climb_rung(pe, choice.rung, wish.close_sec)
+
+    async def _climb_rung(self, pe: AdapterPe, rung: Rung, close_sec: float) -> Answer:
+        """Who is not let near the VFs by one rung will not be by the next, which destroys more."""
+        lives, slot = self._site.lives, pe.slot
+        if rung in DESTROYING:
+            try:
+                await rungs.wait_closed(self._site, pe, close_sec)
+            except InUse as error:
+                lives.edit(slot, climbing=None)
+                return Answer(AdapterEvent.EXHAUSTED, str(error))
         try:
-            await rungs.climb(self._site, pe, choice.rung, wish.close_sec)
+            await rungs.climb(self._site, pe, rung)
         except NoSuchFunction as error:
             return Answer(AdapterEvent.GONE, error.message)
         finally:
-            lives.edit(slot, climbing=None, tried=(*lives.get(slot).tried, choice.rung))
+            lives.edit(slot, climbing=None, tried=(*lives.get(slot).tried, rung))
         self._site.views.of(slot).counted = self._count(pe)
         return Answer(AdapterEvent.RESET)
 
@@ -178,6 +192,17 @@ class AdapterWork:
             await executor.wait_unstuck(slot, _STUCK_SEC)
         finally:
             views.wait_for(slot, "")
+
+    async def _finish_picture(self, slot: str) -> None:
+        """What hung when the adapter froze let nobody ask; no rung has taken anything away yet."""
+        pe = self._site.lives.get(slot)
+        places = [vf.place for vf in pe.vfs if vf.unpictured]
+        if not places or pe.climbing or pe.tried:
+            return
+        found = (vf_at(self._site.inventory, place) for place in places)
+        async with self._site.hands.executor.lane(slot):
+            await self._photographer.complete(slot, [vf for vf in found if vf is not None])
+        await self._site.lives.save(slot)
 
     async def _choose(self, pe: AdapterPe) -> Choice:
         condition = await self._examine(pe)
@@ -199,7 +224,7 @@ class AdapterWork:
             signs=tuple(signs.get(shot.address, Signs()) for shot in pe.shots),
             keeps_vfs=keeps,
             driver=all(pf.facts.driver for pf in pfs),
-            survives_reset=all(pf.facts.driver in SURVIVES_RESET for pf in pfs),
+            survives_reset=all(survives_reset(pf.facts.driver) for pf in pfs),
             can_reset=all(pf.facts.reset_methods for pf in pfs),
             port=bool(pe.shots) and all(shot.port is not None for shot in pe.shots),
         )

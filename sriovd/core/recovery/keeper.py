@@ -70,7 +70,7 @@ class RecoveryKeeper(Showing):
         self._site = site
         self._forensics = Forensics(site, bundles)
         self._undertakings = Undertakings(site.inventory, site.jobs, self._lives.get)
-        photographer = Photographer(site, self._undertakings)
+        photographer = Photographer(site)
         adapter_work = AdapterWork(site, self._forensics, photographer, self._undertakings)
         vf_work = VfWork(site, self._forensics, photographer)
         self._changed = asyncio.Event()
@@ -166,9 +166,7 @@ class RecoveryKeeper(Showing):
 
     def _note_change(self, before: AdapterPe, after: AdapterPe, vfs: Sequence[VfPe]) -> None:
         out = {vf.place for vf in before.vfs if vf.state is not VfState.ONLINE}
-        left = [vf.place for vf in vfs if vf.place not in out and vf.state is not VfState.ONLINE]
-        self._undertakings.note_left(left)
-        self._frozen += len(left)
+        self._frozen += sum(vf.place not in out and vf.state is not VfState.ONLINE for vf in vfs)
         if any(vf.state is VfState.ONLINE for vf in vfs):
             self._site.settled(after.slot)
         if after.state is AdapterState.FROZEN and before.state is not after.state:

@@ -156,12 +156,13 @@ class Lives:
             if event is VfEvent.LIFT:
                 budget = Budget()
             kept = vf.reason if transition.state is not VfState.ONLINE else ""
+            left = vf.state is VfState.ONLINE and transition.state is not VfState.ONLINE
             vf = replace(
                 vf, state=transition.state, own=_is_own(vf, event), reason=reason or kept,
-                since_usec=_now_usec(), budget=budget,
+                since_usec=_now_usec(), budget=budget, unpictured=left or vf.unpictured,
             )  # fmt: skip
             if vf.state is VfState.ONLINE:  # whoever wished something does it himself now
-                vf = replace(vf, wish=NO_ATTRIBUTES)
+                vf = replace(vf, wish=NO_ATTRIBUTES, unpictured=False)
             changed.append(vf)
             self._vf_rows[place] = self._vf_rows.get(place, 0) + 1
             groups.setdefault(transition.effects, []).append(place)

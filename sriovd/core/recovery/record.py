@@ -50,7 +50,8 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class VfPe:
     """A VF PE. `own`: its last error was its own. `reason`: of its state, in words. `since_usec`:
-    CLOCK_REALTIME of its last change. `wish`: what was asked for while it could not be done."""
+    CLOCK_REALTIME of its last change. `wish`: what was asked for while it could not be done. `unpictured`:
+    it has left service, and no picture was taken of it since."""
 
     pf: PciAddress
     index: int
@@ -60,10 +61,16 @@ class VfPe:
     since_usec: int = 0
     budget: Budget = Budget()
     wish: VfAttributes = NO_ATTRIBUTES
+    unpictured: bool = False
 
     @property
     def place(self) -> Place:
         return self.pf, self.index
+
+    @property
+    def was_in_service(self) -> bool:
+        """Whether what is found of it is what it has to be again."""
+        return self.unpictured or self.state is VfState.ONLINE
 
     def __str__(self) -> str:
         return f"VF {self.index} of {self.pf}"

@@ -1,9 +1,9 @@
 """Climbing one rung of the ladder.
 
-Rule: a rung that destroys VFs first waits until nobody holds one open, for the kernel would wait for that in
-the middle of it, for ever. Nothing is removed while it has VFs, and nothing is removed or looked for beside
-another write on the host (drivers/pci/iov.c, pci_rescan_remove_lock). It ends when the PFs are there with
-their drivers, or with an error.
+Rule: a rung that destroys VFs is not begun before nobody holds one open, for the kernel would wait for that
+in the middle of it, for ever. Nothing is removed while it has VFs, and nothing is removed or looked for
+beside another write on the host (drivers/pci/iov.c, pci_rescan_remove_lock). It ends when the PFs are there
+with their drivers, or with an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DRIVER_SEC = 30.0  # that a PF driver may take, which may probe later than the 
 _AGAIN_SEC = 0.02
 
 
-async def climb(site: Site, pe: AdapterPe, rung: Rung, close_sec: float) -> None:
+async def climb(site: Site, pe: AdapterPe, rung: Rung) -> None:
     """Do what `rung` is. Raises SriovdError; NoSuchFunction when the adapter is not there any more."""
     match rung:
         case Rung.KERNEL:
@@ -43,10 +43,8 @@ async def climb(site: Site, pe: AdapterPe, rung: Rung, close_sec: float) -> None
                 for shot in pe.shots:
                     await _run(site, pe.slot, scripts.reset_script(shot.address))
         case Rung.DRIVER_REBIND:
-            await _wait_closed(site, pe, close_sec)
             await _rebind(site, pe)
         case Rung.REMOVE_RESCAN:
-            await _wait_closed(site, pe, close_sec)
             await _replug(site, pe)
     await _await_drivers(site, pe)
 
@@ -57,8 +55,9 @@ async def find_holders(site: Site, pe: AdapterPe) -> Mapping[PciAddress, Sequenc
     return await site.hands.usage.holders_of(vfs) if vfs else {}
 
 
-async def _wait_closed(site: Site, pe: AdapterPe, close_sec: float) -> None:
-    """Raises InUse naming the VFs that are open after that time."""
+async def wait_closed(site: Site, pe: AdapterPe, close_sec: float) -> None:
+    """Until nobody holds a VF of the adapter open. Raises InUse naming the VFs that are open after that
+    time."""
     deadline, told = time.monotonic() + close_sec, ""
     for look in itertools.count():
         holders = await find_holders(site, pe)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sriovd.backend.steps import ChainResult
 from sriovd.core.errors import SriovdError, Stuck
@@ -15,7 +16,6 @@ from sriovd.core.recovery import fence
 from sriovd.core.recovery.record import Place
 from sriovd.core.recovery.site import Site
 from sriovd.core.recovery.snapshot import PfShot, VfShot, take_shot, with_attributes, with_bus_masters
-from sriovd.core.recovery.undertaking import Undertakings
 
 _log = logging.getLogger(__name__)
 
@@ -23,27 +23,30 @@ _log = logging.getLogger(__name__)
 class Photographer:
     """Takes them."""
 
-    def __init__(self, site: Site, undertakings: Undertakings) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._undertakings = undertakings
 
     def shot_of(self, slot: str, place: Place) -> VfShot | None:
         """The last picture of that VF."""
         shot = self._site.lives.get(slot).shot(place[0])
         return shot.vf(place[1]) if shot is not None else None
 
+    def _list_out(self, slot: str) -> set[Place]:
+        """The VFs of which a picture of when they were in service is kept."""
+        return {vf.place for vf in self._site.lives.get(slot).vfs if not vf.was_in_service}
+
     async def take(self, slot: str) -> None:
         """What the inventory knows."""
         inventory, pe = self._site.inventory, self._site.lives.get(slot)
         adapter = inventory.adapters.get(slot)
-        shots, in_service = [], self._undertakings.tell_service(slot)
+        shots, out = [], self._list_out(slot)
         for address in adapter.physical_functions if adapter else ():
             vfs = [inventory.functions[vf] for vf in inventory.vfs_of(address).values()]
             ports = self._site.backend.read_error_path(address).ports
             fresh = {
                 vf.virtual.index
                 for vf in vfs
-                if vf.virtual is not None and in_service((address, vf.virtual.index))
+                if vf.virtual is not None and (address, vf.virtual.index) not in out
             }
             port = ports[0] if ports else None
             pf = inventory.functions[address]
@@ -66,8 +69,11 @@ class Photographer:
             ]
             masters = fence.read_masters([vf for vf, _ in own], [result for _, result in own])
             shots.append(await self._with_link(with_bus_masters(shot, masters)))
-        self._site.lives.edit(slot, shots=tuple(shots))
-        self._undertakings.note_shot((shot.address, vf.index) for shot in shots for vf in shot.vfs)
+        pe = self._site.lives.edit(slot, shots=tuple(shots))
+        pictured = {(shot.address, vf.index) for shot in shots for vf in shot.vfs}
+        self._site.lives.put_vfs(
+            slot, [replace(vf, unpictured=False) for vf in pe.vfs if vf.place in pictured]
+        )
 
     async def _with_link(self, shot: PfShot) -> PfShot:
         pf = self._site.inventory.functions.get(shot.address)
@@ -80,6 +86,6 @@ class Photographer:
         except SriovdError as error:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
             return shot
-        in_service = self._undertakings.tell_service(pf.adapter)
-        told = {index: values for index, values in report.vfs.items() if in_service((shot.address, index))}
+        out = self._list_out(str(shot.address.slot))
+        told = {index: values for index, values in report.vfs.items() if (shot.address, index) not in out}
         return with_attributes(shot, told, bool(report.up))
