@@ -247,7 +247,7 @@ class Walk:
     def _spoil_access(self) -> None:
         fault = self._random.choice(
             (
-                {"errno": errno.EIO}, {"errno": errno.EBUSY}, {"errno": errno.ENODEV}, {"hang": True},
+                {"errno": errno.EIO}, {"errno": errno.ENODEV}, {"errno": errno.ENOTTY}, {"hang": True},
                 {"delay_usec": 500_000}, {"delay_usec": 40_000_000},
             )
         )  # fmt: skip
