@@ -11,6 +11,7 @@ import errno
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -112,11 +113,15 @@ class Walk:
 
     # The walk.
 
-    async def go(self, deeds: int) -> None:
-        """So many misfortunes, and the end of all of them. Raises Broken."""
+    async def prepare(self) -> None:
+        """A daemon, and VFs on all PFs."""
         await self.begin()
         for pf in PFS:
             await self._make_vfs(pf)
+
+    async def go(self, deeds: int) -> None:
+        """So many misfortunes, and the end of all of them. Raises Broken."""
+        await self.prepare()
         weights = [weight for weight, _ in self._deeds]
         for _ in range(deeds):
             _, deed = self._random.choices(self._deeds, weights)[0]
@@ -242,7 +247,7 @@ class Walk:
     def _spoil_access(self) -> None:
         fault = self._random.choice(
             (
-                {"errno": errno.EIO}, {"errno": errno.EBUSY}, {"errno": errno.ENODEV}, {"hang": True},
+                {"errno": errno.EIO}, {"errno": errno.ENODEV}, {"errno": errno.ENOTTY}, {"hang": True},
                 {"delay_usec": 500_000}, {"delay_usec": 40_000_000},
             )
         )  # fmt: skip
@@ -285,28 +290,29 @@ class Walk:
             choose(tuple(Permission)), choose((0, 0, 2)), choose((0, 2, 5)),
         )  # fmt: skip
 
-    def _start(self, asking: Any) -> None:
+    def _start(self, asking: Callable[[], Awaitable[Any]]) -> None:
         """Somebody asks, and does not wait."""
 
         async def ask() -> None:
             with suppress(SriovdError, OSError):
-                await asking
+                await asking()
 
         task = asyncio.create_task(ask())
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
     def _lend(self) -> None:
-        self._start(self.engine.leases.lease(ALICE, "vm", Wish(pf=self._pick_pf()), "vfio-pci"))
+        wish = Wish(pf=self._pick_pf())
+        self._start(lambda: self.engine.leases.lease(ALICE, "vm", wish, "vfio-pci"))
 
     def _release(self) -> None:
         for lease in self.engine.leases.all()[:1]:
-            self._start(self.engine.leases.release(lease.number, self._random.random() < 0.5))
+            self._start(partial(self.engine.leases.release, lease.number, self._random.random() < 0.5))
 
     def _unfreeze(self) -> None:
         for pf in PFS:
             for vf in self.engine.inventory.vfs_of(pf).values():
-                self._start(self.engine.recovery.unfreeze(vf))
+                self._start(partial(self.engine.recovery.unfreeze, vf))
 
     def _ask(self) -> None:
         REQUESTER.set("somebody")

@@ -18,7 +18,6 @@ from sriovd.backend.steps import Chain, ChainResult, Script, Step, Verb
 from sriovd.core.engine import Engine
 from sriovd.core.recovery.automaton import AdapterEvent, AdapterState, VfEvent, VfState
 from sriovd.core.recovery.record import FREEZES, SPAN_USEC, AdapterPe, Place, VfPe
-from sriovd.pci import PciAddress
 
 UNDER_WAY = (
     AdapterState.FROZEN, AdapterState.COLLECTING, AdapterState.RESETTING, AdapterState.RESTORING,
@@ -48,15 +47,15 @@ class Broken(AssertionError):
 
 class Witness:
     """Of one host and the engines that live on it one after the other. `steps`: events that the automata
-    have followed. `seen`: how often each adapter state was come to."""
+    have followed. `seen`: how often each adapter state was come to. `changed`: the states that each PE came
+    to, by slot and by place."""
 
     def __init__(self, backend: SimulatedBackend) -> None:
         self.steps = 0
         self.seen: Counter[str] = Counter()
         self.broken: list[str] = []
         self.trail: list[str] = []
-        self.on_step: Callable[[], None] = lambda: None
-        self.changed_by_own: set[Place] = set()
+        self.changed: dict[str | Place, list[str]] = {}
         self._engine: Engine
         self._known: dict[str, AdapterPe] = {}
         self._froze_usec: dict[str, int] = {}
@@ -111,6 +110,9 @@ class Witness:
         self.steps += of_adapter + len(vfs)
         if of_adapter:
             self.seen[str(after.state)] += 1
+            self.changed.setdefault(slot, []).append(str(after.state))
+        for vf in vfs:
+            self.changed.setdefault(vf.place, []).append(str(vf.state))
         self.trail.append(
             f"{slot} {self._event}: {before.state} -> {after.state}; "
             + ", ".join(f"{vf.index}@{vf.pf.bus:x} {known.vf(vf.place).state}>{vf.state}" for vf in vfs)
@@ -122,7 +124,6 @@ class Witness:
             self._check_own(before, after, vfs)
         if of_adapter:
             self._check_adapter(known, after)
-        self.on_step()
 
     def _check_left_out(self, known: AdapterPe, after: AdapterPe, vfs: Sequence[VfPe]) -> None:
         """Nothing changes without being told."""
@@ -138,10 +139,8 @@ class Witness:
             self._break(f"{vf} left locked-out for {vf.state} while its adapter is {adapter.state}")
 
     def _check_own(self, before: AdapterPe, after: AdapterPe, vfs: Sequence[VfPe]) -> None:
-        if self._event is VfEvent.OWN_ERROR:
-            self.changed_by_own.update(vf.place for vf in vfs)
-            if len(vfs) > 1 or before.state is not after.state:
-                self._break(f"one VF's own error changed {len(vfs)} PEs")
+        if self._event is VfEvent.OWN_ERROR and (len(vfs) > 1 or before.state is not after.state):
+            self._break(f"one VF's own error changed {len(vfs)} PEs")
 
     def _check_adapter(self, known: AdapterPe, after: AdapterPe) -> None:
         slot, now = after.slot, time.time_ns() // 1000
@@ -226,8 +225,3 @@ class Witness:
         if self.broken:
             trail = "\n".join(self.trail[-60:])
             raise Broken(f"{what}: {self.broken[0]}\n{trail}")
-
-
-def list_slots(pfs: Sequence[PciAddress]) -> list[str]:
-    """Of these PFs."""
-    return [str(pf.slot) for pf in pfs]

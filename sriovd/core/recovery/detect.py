@@ -19,6 +19,7 @@ from sriovd.backend.base import ErrorRecord, Severity
 from sriovd.pci import PciAddress
 
 ECHO_USEC = 1_000_000  # uevents that come so long after the end of a walk still belong to it
+_RECORDS = 16  # among which one that is repeated is recognized
 WALK_USEC = 120_000_000  # a walk that has not ended by then is not going on any more
 
 
@@ -52,14 +53,14 @@ class Sight:
     """What is known of an adapter's last error. Times are CLOCK_MONOTONIC in microseconds.
 
     `settled_usec`: errors recorded before have been dealt with. `opened_usec`: when the last error was first
-    told, 0: never. `culprit`: whose own error it is, None: the adapter's. `begun`: the kernel walks.
-    `verdict`, `closed_usec`: how and when that ended.
+    told, 0: never. `culprit`: whose own error it is, None: the adapter's. `records`: the last ones. `begun`:
+    the kernel walks. `verdict`, `closed_usec`: how and when that ended.
     """
 
     settled_usec: int = 0
     opened_usec: int = 0
     culprit: PciAddress | None = None
-    record: ErrorRecord | None = None
+    records: tuple[ErrorRecord, ...] = ()
     begun: bool = False
     verdict: Verdict | None = None
     closed_usec: int = 0
@@ -72,23 +73,31 @@ class Sight:
         """Whether a walk has ended only just now."""
         return self.verdict is not None and now_usec - self.closed_usec < ECHO_USEC
 
+    def takes(self, now_usec: int) -> bool:
+        """Whether a record that comes now tells of the same walk. After a failed one it does: the adapter is
+        frozen then, and how the walk has ended must not be forgotten."""
+        has_failed = self.verdict is Verdict.FAILED and self.echoes(now_usec)
+        return self.is_open(now_usec) or (bool(self.opened_usec) and has_failed)
+
+    def noting(self, record: ErrorRecord) -> Sight:
+        """With that record."""
+        return replace(self, records=(*self.records, record)[-_RECORDS:])
+
 
 def judge_record(sight: Sight, record: ErrorRecord, of_vf: bool, now_usec: int) -> tuple[Sight, News]:
     """What an error record says. `of_vf`: it names a VF; else the PF or a bridge above. A fatal error resets
     the link, whoever's it is, so it is the adapter's."""
-    if record.at_usec <= sight.settled_usec or record == sight.record:
+    if record.at_usec <= sight.settled_usec or record in sight.records:
         return sight, News.NOTHING
+    sight = sight.noting(record)
     if record.severity is Severity.CORRECTED:
         return sight, News.CORRECTED
     own = of_vf and record.severity is Severity.NONFATAL
-    if sight.is_open(now_usec):  # the same walk may have several; the adapter's outweighs a VF's
-        widened = sight.culprit is not None and not own
-        culprit = None if widened else sight.culprit
-        return replace(sight, culprit=culprit, record=record), News.VF_ERROR if own else News.ADAPTER_ERROR
-    opened = Sight(
-        sight.settled_usec, now_usec, record.address if own else None, record
-    )  # fmt: skip
-    return opened, News.VF_ERROR if own else News.ADAPTER_ERROR
+    if sight.takes(now_usec):  # the same walk may have several; the adapter's outweighs a VF's
+        sight = replace(sight, culprit=sight.culprit if own else None)
+    else:
+        sight = _open(sight, now_usec, record.address if own else None)
+    return sight, News.VF_ERROR if own else News.ADAPTER_ERROR
 
 
 def judge_walk(sight: Sight, walk: Walk, now_usec: int) -> tuple[Sight, News]:
@@ -104,8 +113,12 @@ def judge_walk(sight: Sight, walk: Walk, now_usec: int) -> tuple[Sight, News]:
         return sight, News.NOTHING
     if verdict is Verdict.RECOVERED:  # of an error that has been dealt with, or that cost nothing
         return sight, News.NOTHING
-    opened = Sight(sight.settled_usec, now_usec, begun=True, verdict=verdict, closed_usec=now_usec)
+    opened = replace(_open(sight, now_usec), begun=True, verdict=verdict, closed_usec=now_usec)
     return opened, News.ADAPTER_ERROR
+
+
+def _open(sight: Sight, now_usec: int, culprit: PciAddress | None = None) -> Sight:
+    return Sight(sight.settled_usec, now_usec, culprit, sight.records)
 
 
 def _begin(sight: Sight, now_usec: int) -> tuple[Sight, News]:
@@ -113,16 +126,16 @@ def _begin(sight: Sight, now_usec: int) -> tuple[Sight, News]:
         return (sight if sight.begun else replace(sight, begun=True)), News.NOTHING
     if sight.echoes(now_usec):
         return sight, News.NOTHING
-    return Sight(sight.settled_usec, now_usec, begun=True), News.ADAPTER_ERROR
+    return replace(_open(sight, now_usec), begun=True), News.ADAPTER_ERROR
 
 
 def suspect(sight: Sight, now_usec: int) -> tuple[Sight, News]:
     """Counters or registers tell of an error of which nothing else has told."""
     if sight.is_open(now_usec):
         return sight, News.NOTHING
-    return Sight(sight.settled_usec, now_usec), News.ADAPTER_ERROR
+    return _open(sight, now_usec), News.ADAPTER_ERROR
 
 
 def settle(sight: Sight, now_usec: int) -> Sight:
     """Everything until now has been dealt with. A walk that has just ended may still echo."""
-    return replace(sight, settled_usec=now_usec, opened_usec=0, culprit=None, record=None, begun=False)
+    return replace(sight, settled_usec=now_usec, opened_usec=0, culprit=None, begun=False)
