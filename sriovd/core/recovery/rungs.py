@@ -65,7 +65,10 @@ async def wait_closed(site: Site, pe: AdapterPe, close_sec: float) -> None:
             break
         vfs = ", ".join(str(vf) for vf in sorted(holders))
         if time.monotonic() > deadline:
-            raise InUse(f"VF {vfs} was not closed within {close_sec:g} s.")
+            raise InUse(
+                f"VF {vfs} was not closed within {close_sec:g} s.",
+                "End what holds it open (the journal names it), then call Lift.",
+            )
         who = "; ".join(f"{vf} is held open by {', '.join(map(str, each))}" for vf, each in holders.items())
         if who != told:  # names are for the journal: they are other tenants' processes
             _log.warning("The recovery of adapter %s waits: %s", pe.slot, who)
