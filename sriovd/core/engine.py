@@ -112,7 +112,7 @@ class Engine:
             self._note_settled,
         )  # fmt: skip
         recovery = RecoveryKeeper(site, self._saved.recoveries, self._saved.bundles)
-        self.executor.refuse = recovery.gate.refuse
+        self.executor.refuse, self.executor.on_failed = recovery.gate.refuse, recovery.check
         self.leases.hold_by(recovery.gate.is_held, recovery.note_unowned)
         self.work.wait_in_service = recovery.wait_in_service
         self.policy.is_held = recovery.is_under_way

@@ -110,6 +110,7 @@ class Executor:
         self._watchers: set[asyncio.Task[None]] = set()
         self.on_stuck: Callable[[str, str], None] = lambda _adapter, _evidence: None
         self.on_recovered: Callable[[str], None] = lambda _adapter: None
+        self.on_failed: Callable[[str], None] = lambda _adapter: None  # of writes that the kernel refused
         self.refuse: Callable[[str, Script], None] = lambda _adapter, _script: None
 
     @asynccontextmanager
@@ -160,6 +161,7 @@ class Executor:
             await self._finish(intent, outcome)
         else:
             self._failed.setdefault(adapter, []).append((intent, outcome))
+            self.on_failed(adapter)
         return results
 
     async def _settle(self, adapter: str) -> None:

@@ -10,7 +10,7 @@ from sriovd.bus.private import PrivateBus
 from sriovd.bus.signature import Variant
 from sriovd.pci import PciAddress
 from tests.simulated.client import IGB0, NVME
-from tests.simulated.ward import OF_VF, SLOT, VFS, WHOLE, Ward, ward
+from tests.simulated.ward import OF_VF, SLOT, VFS, WHOLE, Ward, until, ward
 from tests.unit.bus.support import in_loop
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -60,12 +60,31 @@ async def test_nothing_is_told_but_the_registers(bus: PrivateBus, root: str) -> 
         await here.hide("records", "uevents", "counters")
         await here.err(severity="fatal")
         await here.client.simulate("LoseEvents", "u", 1)
-        async with asyncio.timeout(5):
-            while here.backend.host.devices[PciAddress.parse(IGB0)].model.config_bytes()[4] & 2:
-                await asyncio.sleep(0.005)
+        await until_dead(here)
         await here.client.set_num_vfs(NVME, 1)
         await until_recovered(here)
         assert here.look() == before
+
+
+@in_loop
+async def test_a_verb_fails_on_an_adapter_of_whose_death_nothing_told(bus: PrivateBus, root: str) -> None:
+    async with ward(bus.address, root) as here:
+        before = here.look()
+        await here.hide("records", "uevents", "counters")
+        await here.err(severity="fatal")
+        await until_dead(here)
+        (await here.refused("Reset", VFS[3])).check("ResetFailed")
+        await until_recovered(here)
+        assert here.look() == before
+
+
+async def until_dead(here: Ward) -> None:
+    """Until the PF decodes nothing."""
+
+    async def read() -> int:
+        return here.backend.host.devices[PciAddress.parse(IGB0)].model.config_bytes()[4] & 2
+
+    await until(read, lambda decodes: not decodes, "a dead adapter")
 
 
 @in_loop
