@@ -68,7 +68,7 @@ class RecoveryKeeper:
         self._inventory = site.inventory
         self._forensics = Forensics(site, bundles)
         self._undertakings = Undertakings(site.inventory, site.jobs, self._lives.get)
-        photographer = Photographer(site, self._undertakings)
+        photographer = Photographer(site)
         adapter_work = AdapterWork(site, self._forensics, photographer, self._undertakings)
         vf_work = VfWork(site, self._forensics, photographer)
         self._storms = Storms()
@@ -166,13 +166,9 @@ class RecoveryKeeper:
             self._lives.fire_vfs(slot, [place], VfEvent.GONE)
 
     def _note_change(self, before: AdapterPe, after: AdapterPe, vfs: Sequence[VfPe]) -> None:
-        left = [
-            vf.place
-            for vf in vfs
-            if before.vf(vf.place).state is VfState.ONLINE and vf.state is not VfState.ONLINE
-        ]
-        self._undertakings.note_left(left)
-        self._frozen += len(left)
+        self._frozen += sum(
+            before.vf(vf.place).state is VfState.ONLINE and vf.state is not VfState.ONLINE for vf in vfs
+        )
         if after.state is AdapterState.FROZEN and before.state is not after.state:
             self._undertakings.begin(after.slot, "sriovd")
         if after.state is AdapterState.REMOVED:

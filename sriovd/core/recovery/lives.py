@@ -158,7 +158,8 @@ class Lives:
             changed.append(vf)
             self._vf_rows[place] = self._vf_rows.get(place, 0) + 1
             groups.setdefault(transition.effects, []).append(place)
-        self._pes[slot] = pe.with_vfs(changed)
+        left = {vf.place for vf in changed if pe.vf(vf.place).state is VfState.ONLINE}
+        self._pes[slot] = pe.with_vfs(changed).without_pictures(left)
         for effects, members in groups.items():
             self._begin_vf_row(slot, members, effects)
         return changed

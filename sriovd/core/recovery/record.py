@@ -7,7 +7,7 @@ that does not make sense is refused, never repaired.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,14 @@ class AdapterPe:
     def shot(self, pf: PciAddress) -> PfShot | None:
         """How `pf` has to be again."""
         return next((shot for shot in self.shots if shot.address == pf), None)
+
+    def without_pictures(self, places: Collection[Place]) -> AdapterPe:
+        """Without those of the VFs at `places`: they were in service since, and are to be taken anew."""
+        shots = (
+            replace(shot, vfs=tuple(vf for vf in shot.vfs if (shot.address, vf.index) not in places))
+            for shot in self.shots
+        )
+        return replace(self, shots=tuple(shots))
 
     @property
     def is_idle(self) -> bool:

@@ -1,21 +1,32 @@
 """Taking the snapshot of an adapter: from the inventory, and with questions to its functions.
 
-Rule: what is in service is photographed; what is not keeps the picture of when it was.
+Rule: what is in service is photographed; what is not keeps the picture of when it was. The picture of a
+VF that leaves service is thrown away with its new state (lives.py), so that a daemon that is killed before
+it has taken another one finds none, and takes it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from sriovd.backend.steps import ChainResult
 from sriovd.core.errors import SriovdError, Stuck
 from sriovd.core.inventory import Function
 from sriovd.core.recovery import fence
+from sriovd.core.recovery.automaton import VfState
 from sriovd.core.recovery.record import Place
 from sriovd.core.recovery.site import Site
-from sriovd.core.recovery.snapshot import PfShot, VfShot, take_shot, with_attributes, with_bus_masters
-from sriovd.core.recovery.undertaking import Undertakings
+from sriovd.core.recovery.snapshot import (
+    NO_ATTRIBUTES,
+    PfShot,
+    VfShot,
+    take_shot,
+    with_attributes,
+    with_bus_masters,
+)
+from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
 
@@ -23,9 +34,8 @@ _log = logging.getLogger(__name__)
 class Photographer:
     """Takes them."""
 
-    def __init__(self, site: Site, undertakings: Undertakings) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._undertakings = undertakings
 
     def shot_of(self, slot: str, place: Place) -> VfShot | None:
         """The last picture of that VF."""
@@ -40,14 +50,9 @@ class Photographer:
         for address in adapter.physical_functions if adapter else ():
             vfs = [inventory.functions[vf] for vf in inventory.vfs_of(address).values()]
             ports = self._site.backend.read_error_path(address).ports
-            fresh = {
-                vf.virtual.index
-                for vf in vfs
-                if vf.virtual is not None and self._undertakings.was_in_service((address, vf.virtual.index))
-            }
             port = ports[0] if ports else None
             pf = inventory.functions[address]
-            shots.append(take_shot(pf, vfs, port, pe.shot(address), fresh.__contains__))
+            shots.append(take_shot(pf, vfs, port, pe.shot(address), partial(self._is_online, address)))
         if shots:
             self._site.lives.edit(slot, shots=tuple(shots))
 
@@ -67,7 +72,10 @@ class Photographer:
             masters = fence.read_masters([vf for vf, _ in own], [result for _, result in own])
             shots.append(await self._with_link(with_bus_masters(shot, masters)))
         self._site.lives.edit(slot, shots=tuple(shots))
-        self._undertakings.note_shot((shot.address, vf.index) for shot in shots for vf in shot.vfs)
+
+    def _is_online(self, pf: PciAddress, index: int) -> bool:
+        """Whether what is found of that VF is what it has to be again, whatever an older picture says."""
+        return self._site.lives.get(str(pf.slot)).vf((pf, index)).state is VfState.ONLINE
 
     async def _with_link(self, shot: PfShot) -> PfShot:
         pf = self._site.inventory.functions.get(shot.address)
@@ -81,8 +89,9 @@ class Photographer:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
             return shot
         told = {
-            index: values
-            for index, values in report.vfs.items()
-            if self._undertakings.was_in_service((shot.address, index))
+            vf.index: report.vfs[vf.index]
+            for vf in shot.vfs
+            if vf.index in report.vfs
+            and (vf.attributes == NO_ATTRIBUTES or self._is_online(shot.address, vf.index))
         }
         return with_attributes(shot, told, bool(report.up))

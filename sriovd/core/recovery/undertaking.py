@@ -1,4 +1,4 @@
-"""Recoveries as people see them: a job for each, and which VFs it has found in service.
+"""Recoveries as people see them: a job for each.
 
 Rule: a recovery's job ends when its adapter is online, given up or gone; whether VFs are unfrozen is their
 owners' matter.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from sriovd.core.errors import Cancelled, NoSuchFunction, Quarantined, SriovdError
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.recovery.automaton import AdapterState, VfState
-from sriovd.core.recovery.record import AdapterPe, Place, VfPe
+from sriovd.core.recovery.record import AdapterPe, VfPe
 from sriovd.core.results import Changed, Result
 
 _STAGES = tuple(AdapterState)
@@ -29,21 +29,6 @@ class Undertakings:
         self._jobs = jobs
         self._pe_of = pe_of
         self._running: dict[str, tuple[Job, asyncio.Event]] = {}
-        self._fresh: set[Place] = set()  # left service, and no picture was taken of them since
-
-    # VFs in service.
-
-    def note_left(self, places: Iterable[Place]) -> None:
-        """These VFs were in service until now."""
-        self._fresh.update(places)
-
-    def was_in_service(self, place: Place) -> bool:
-        """Whether what is found of that VF is what it has to be again."""
-        return place in self._fresh or self._pe_of(str(place[0].slot)).vf(place).state is VfState.ONLINE
-
-    def note_shot(self, places: Iterable[Place]) -> None:
-        """Pictures were taken of these."""
-        self._fresh.difference_update(places)
 
     # Jobs.
 
