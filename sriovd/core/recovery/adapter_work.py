@@ -196,10 +196,9 @@ class AdapterWork:
     async def _finish_picture(self, slot: str) -> None:
         """What hung when the adapter froze let nobody ask; no rung has taken anything away yet."""
         pe = self._site.lives.get(slot)
-        places = [vf.place for vf in pe.vfs if vf.unpictured]
-        if not places or pe.climbing or pe.tried:
+        if pe.climbing or pe.tried or self._photographer.is_whole(slot):
             return
-        found = (vf_at(self._site.inventory, place) for place in places)
+        found = (vf_at(self._site.inventory, vf.place) for vf in pe.vfs)
         async with self._site.hands.executor.lane(slot):
             await self._photographer.complete(slot, [vf for vf in found if vf is not None])
         await self._site.lives.save(slot)

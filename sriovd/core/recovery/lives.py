@@ -156,17 +156,18 @@ class Lives:
             if event is VfEvent.LIFT:
                 budget = Budget()
             kept = vf.reason if transition.state is not VfState.ONLINE else ""
-            left = vf.state is VfState.ONLINE and transition.state is not VfState.ONLINE
             vf = replace(
                 vf, state=transition.state, own=_is_own(vf, event), reason=reason or kept,
-                since_usec=_now_usec(), budget=budget, unpictured=left or vf.unpictured,
+                since_usec=_now_usec(), budget=budget,
             )  # fmt: skip
             if vf.state is VfState.ONLINE:  # whoever wished something does it himself now
-                vf = replace(vf, wish=NO_ATTRIBUTES, unpictured=False)
+                vf = replace(vf, wish=NO_ATTRIBUTES)
             changed.append(vf)
             self._vf_rows[place] = self._vf_rows.get(place, 0) + 1
             groups.setdefault(transition.effects, []).append(place)
-        self._pes[slot] = pe.with_vfs(changed)
+        out = {vf.place for vf in pe.vfs if vf.state is not VfState.ONLINE}
+        left = {vf.place for vf in changed if vf.place not in out}
+        self._pes[slot] = pe.with_vfs(changed).without_pictures(left)
         for effects, members in groups.items():
             self._begin_vf_row(slot, members, effects)
         return changed

@@ -7,7 +7,7 @@ that does not make sense is refused, never repaired.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,8 +50,7 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class VfPe:
     """A VF PE. `own`: its last error was its own. `reason`: of its state, in words. `since_usec`:
-    CLOCK_REALTIME of its last change. `wish`: what was asked for while it could not be done. `unpictured`:
-    it has left service, and no picture was taken of it since."""
+    CLOCK_REALTIME of its last change. `wish`: what was asked for while it could not be done."""
 
     pf: PciAddress
     index: int
@@ -61,16 +60,10 @@ class VfPe:
     since_usec: int = 0
     budget: Budget = Budget()
     wish: VfAttributes = NO_ATTRIBUTES
-    unpictured: bool = False
 
     @property
     def place(self) -> Place:
         return self.pf, self.index
-
-    @property
-    def was_in_service(self) -> bool:
-        """Whether what is found of it is what it has to be again."""
-        return self.unpictured or self.state is VfState.ONLINE
 
     def __str__(self) -> str:
         return f"VF {self.index} of {self.pf}"
@@ -105,6 +98,14 @@ class AdapterPe:
     def shot(self, pf: PciAddress) -> PfShot | None:
         """How `pf` has to be again."""
         return next((shot for shot in self.shots if shot.address == pf), None)
+
+    def without_pictures(self, places: Collection[Place]) -> AdapterPe:
+        """Without those of the VFs at `places`: they were in service since, and are to be taken anew."""
+        shots = (
+            replace(shot, vfs=tuple(vf for vf in shot.vfs if (shot.address, vf.index) not in places))
+            for shot in self.shots
+        )
+        return replace(self, shots=tuple(shots))
 
     @property
     def is_idle(self) -> bool:

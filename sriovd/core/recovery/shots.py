@@ -1,21 +1,32 @@
 """Taking the snapshot of an adapter: from the inventory, and with questions to its functions.
 
-Rule: what is in service is photographed; what is not keeps the picture of when it was.
+Rule: what is in service is photographed; what is not keeps the picture of when it was. The picture of a
+VF that leaves service is thrown away with its new state (lives.py), so that a daemon that is killed before
+it has taken another one finds none, and takes it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 
 from sriovd.backend.steps import ChainResult
 from sriovd.core.errors import SriovdError, Stuck
 from sriovd.core.inventory import Function
 from sriovd.core.recovery import fence
+from sriovd.core.recovery.automaton import VfState
 from sriovd.core.recovery.record import Place
 from sriovd.core.recovery.site import Site
-from sriovd.core.recovery.snapshot import PfShot, VfShot, take_shot, with_attributes, with_bus_masters
+from sriovd.core.recovery.snapshot import (
+    NO_ATTRIBUTES,
+    PfShot,
+    VfShot,
+    take_shot,
+    with_attributes,
+    with_bus_masters,
+)
+from sriovd.pci import PciAddress
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +42,6 @@ class Photographer:
         shot = self._site.lives.get(slot).shot(place[0])
         return shot.vf(place[1]) if shot is not None else None
 
-    def _list_out(self, slot: str) -> set[Place]:
-        """The VFs of which a picture of when they were in service is kept."""
-        return {vf.place for vf in self._site.lives.get(slot).vfs if not vf.was_in_service}
-
     async def take(self, slot: str) -> None:
         """What the inventory knows."""
         inventory, pe = self._site.inventory, self._site.lives.get(slot)
@@ -43,14 +50,10 @@ class Photographer:
         for address in adapter.physical_functions if adapter else ():
             vfs = [inventory.functions[vf] for vf in inventory.vfs_of(address).values()]
             ports = self._site.backend.read_error_path(address).ports
-            fresh = {
-                vf.virtual.index
-                for vf in vfs
-                if vf.virtual is not None and (address, vf.virtual.index) not in out
-            }
             port = ports[0] if ports else None
             pf = inventory.functions[address]
-            shots.append(take_shot(pf, vfs, port, pe.shot(address), fresh.__contains__))
+            in_service = partial(_is_missing, out, address)
+            shots.append(take_shot(pf, vfs, port, pe.shot(address), in_service))
         if shots:
             self._site.lives.edit(slot, shots=tuple(shots))
 
@@ -69,11 +72,20 @@ class Photographer:
             ]
             masters = fence.read_masters([vf for vf, _ in own], [result for _, result in own])
             shots.append(await self._with_link(with_bus_masters(shot, masters)))
-        pe = self._site.lives.edit(slot, shots=tuple(shots))
-        pictured = {(shot.address, vf.index) for shot in shots for vf in shot.vfs}
-        self._site.lives.put_vfs(
-            slot, [replace(vf, unpictured=False) for vf in pe.vfs if vf.place in pictured]
-        )
+        self._site.lives.edit(slot, shots=tuple(shots))
+
+    def is_whole(self, slot: str) -> bool:
+        """Whether there is nothing left to be asked: of every VF that is out of service more is known than
+        the inventory tells."""
+        shots = {
+            (shot.address, vf.index): vf for shot in self._site.lives.get(slot).shots for vf in shot.vfs
+        }
+        taken = (shots.get(place) for place in self._list_out(slot))
+        return all(vf is not None and vf.attributes != NO_ATTRIBUTES for vf in taken)
+
+    def _list_out(self, slot: str) -> set[Place]:
+        """The VFs whose older pictures count: what is found of the others is what they have to be again."""
+        return {vf.place for vf in self._site.lives.get(slot).vfs if vf.state is not VfState.ONLINE}
 
     async def _with_link(self, shot: PfShot) -> PfShot:
         pf = self._site.inventory.functions.get(shot.address)
@@ -86,6 +98,15 @@ class Photographer:
         except SriovdError as error:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
             return shot
-        out = self._list_out(str(shot.address.slot))
-        told = {index: values for index, values in report.vfs.items() if (shot.address, index) not in out}
+        out = self._list_out(pf.adapter)
+        told = {
+            vf.index: report.vfs[vf.index]
+            for vf in shot.vfs
+            if vf.index in report.vfs
+            and (vf.attributes == NO_ATTRIBUTES or (shot.address, vf.index) not in out)
+        }
         return with_attributes(shot, told, bool(report.up))
+
+
+def _is_missing(out: set[Place], pf: PciAddress, index: int) -> bool:
+    return (pf, index) not in out

@@ -64,10 +64,25 @@ def take_shot(
         if vf.virtual is not None
     }
     if before is not None:
-        found.update((vf.index, vf) for vf in before.vfs if not in_service(vf.index))
-    kept = before if before is not None and not pf.facts.driver else None
+        kept = (vf for vf in before.vfs if not in_service(vf.index))
+        found.update((vf.index, _move(vf, found.get(vf.index))) for vf in kept)
+    idle = before if before is not None and not pf.facts.driver else None
     shots = tuple(found[index] for index in sorted(found))
-    return PfShot(pf.address, kept.driver if kept else pf.facts.driver, port, bool(kept and kept.up), shots)
+    return PfShot(pf.address, idle.driver if idle else pf.facts.driver, port, bool(idle and idle.up), shots)
+
+
+def _move(kept: VfShot, found: VfShot | None) -> VfShot:
+    """An earlier picture of a VF that is another by now: what a fence takes from that one is its own."""
+    if found is None or found.generation == kept.generation:
+        return kept
+    methods = found.reset_methods or kept.reset_methods
+    return replace(
+        kept,
+        address=found.address,
+        generation=found.generation,
+        reset_methods=methods,
+        bus_master=False,
+    )
 
 
 def with_bus_masters(shot: PfShot, masters: Mapping[int, bool]) -> PfShot:

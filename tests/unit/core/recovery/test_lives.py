@@ -23,7 +23,7 @@ from sriovd.core.recovery.automaton import (
 )
 from sriovd.core.recovery.gate import Gate
 from sriovd.core.recovery.lives import Answer, Lives, VfAnswer
-from sriovd.core.recovery.record import Place, VfPe
+from sriovd.core.recovery.record import AdapterPe, Place, VfPe
 from sriovd.core.recovery.snapshot import PfShot, VfShot
 from sriovd.core.store import MEMORY, Store
 from sriovd.pci import PciAddress
@@ -318,3 +318,19 @@ async def test_a_restart_goes_on_with_what_is_on_disk() -> None:
     assert again.states()[0] == "frozen"
     await again.rest()
     assert "fence" in again.done
+
+
+@in_loop
+async def test_the_picture_of_a_vf_that_leaves_service_is_thrown_away_with_its_new_state() -> None:
+    """A daemon that is killed before it has taken another one must not find that of an older error."""
+    world = World()
+    pictures = tuple(VfShot(index, make_vf(index).address, 1, "igbvf") for index in range(VFS))
+    world.lives.edit(SLOT, shots=(PfShot(PF, "igb", vfs=pictures),))
+    world.lives.put_vfs(SLOT, [VfPe(PF, 1, VfState.PERMITTED)])
+    world.lives.fire(SLOT, AdapterEvent.ERROR)
+    shot = world.lives.get(SLOT).shot(PF)
+    assert shot is not None
+    assert [vf.index for vf in shot.vfs] == [1], "which was not in service"
+    await world.rest()
+    stored = AdapterPe.from_dict(world.store.load().recoveries[SLOT][1])
+    assert stored.shots == (shot,)

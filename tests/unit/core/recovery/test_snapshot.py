@@ -102,3 +102,16 @@ def test_a_vfs_shot_names_the_vf_it_was() -> None:
     vf = replace(function(make_vf(0)), generation=4)
     shot = take_shot(function(make_pf()), [vf], None, None, lambda _: True)
     assert shot.vfs == (VfShot(0, vf.address, 4, "", ("flr",)),)
+
+
+def test_the_picture_of_a_vf_that_was_made_anew_has_what_a_fence_takes_from_the_new_one() -> None:
+    before = with_attributes(with_bus_masters(shoot(), {0: True}), {0: VfAttributes(vlan=7)}, True)
+    vf = replace(function(make_vf(0)), generation=2)
+    shot = take_shot(function(make_pf()), [vf], PORT, before, lambda _: False)
+    assert shot.vfs[0] == replace(before.vfs[0], generation=2, bus_master=False)
+    assert shot.vfs[0].driver == "vfio-pci"
+    assert shot.vfs[1] == before.vfs[1]
+
+
+def test_vfs_that_were_destroyed_in_service_do_not_come_back() -> None:
+    assert take_shot(function(make_pf()), [], PORT, shoot(), lambda _: True).vfs == ()
