@@ -17,6 +17,8 @@ from sriovd.core.recovery.desk import RecoveryDesk
 from sriovd.core.recovery.standing import PeStanding
 from sriovd.pci import PciAddress
 
+_LAST = "removed"  # told although the object has gone before: a rung may have taken the card's PFs away
+
 
 class RecoveryObjects:
     """Keeps the Recovery interfaces equal to the desk from now on. `tell_owner` is given every change of a
@@ -58,14 +60,19 @@ class RecoveryObjects:
         """Whether the state is news. An object that is not there yet, or no more, is shown as it stands when
         it comes."""
         if not self._tree.has(path, RECOVERY):
+            if standing.state == _LAST:
+                self._say(path, standing)
             return True
         before = self._tree.get(path, RECOVERY, "State")
         self._tree.update(path, RECOVERY, _properties(standing))
         if standing.state != before:
-            self._tree.emit_signal(
-                path, RECOVERY, "StateChanged", standing.state, standing.cause, standing.reason
-            )  # fmt: skip
+            self._say(path, standing)
         return bool(standing.state != before)
+
+    def _say(self, path: str, standing: PeStanding) -> None:
+        self._tree.emit_signal(
+            path, RECOVERY, "StateChanged", standing.state, standing.cause, standing.reason
+        )  # fmt: skip
 
 
 def _properties(standing: PeStanding) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from tests.lab.client import IGB0, IGB1, NAME, ROOT, Client, adapter_path, function_path, kernel_vfs
 from tests.lab.desired import link_vfs
-from tests.lab.guest import Guest
+from tests.lab.guest import CommandFailed, Guest
 from tests.lab.trace import TRACEFS
 from tests.lab.waiting import wait_until
 
@@ -182,7 +182,11 @@ def wait_recovered(client: Client, pf: str, count: int = 7, deadline_s: float = 
 
     def recovered() -> bool:
         told = standings(client)
-        paths = [adapter_path(SLOTS[pf]), *map(function_path, kernel_vfs(client.guest, pf))]
+        try:
+            vfs = kernel_vfs(client.guest, pf)
+        except CommandFailed:  # the PF is away
+            return False
+        paths = [adapter_path(SLOTS[pf]), *map(function_path, vfs)]
         states = [told.get(path, {}).get("State") for path in paths]
         return states == ["online"] * (1 + count)
 

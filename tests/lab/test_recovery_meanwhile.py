@@ -115,7 +115,7 @@ def test_a_card_pulled_meanwhile_is_removed_and_works_when_it_is_back(fresh: Cli
     assert adapters[0] == "frozen"
     assert "online" not in adapters
     assert adapters[-1] == "removed"
-    assert {each.path for each in told} <= {EXTRA_PATH, *vfs}
+    assert {each.path for each in told} <= {EXTRA_PATH, function_path(EXTRA), *vfs}
     assert lasting_objects(fresh) == before
     assert fresh.unit_property("NRestarts") == restarts
     assert "Traceback" not in guest.run("journalctl --boot -u sriovd -o cat").stdout

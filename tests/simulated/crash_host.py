@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sriovd.backend.simulated import SimulatedBackend
 from sriovd.backend.simulated.device import Device
 from sriovd.backend.simulated.kernel import Call
-from sriovd.backend.steps import Access
+from sriovd.backend.steps import Access, Verb
 from sriovd.backend.vf_attributes import VfAttributes, parse_request
 from sriovd.pci import PciAddress
 
@@ -87,7 +87,7 @@ def _vf(pf: Device, index: int, vf: Device) -> Vf:
 def _subject_of(access: Access, path: str, data: bytes) -> Place | PciAddress | None:
     if access is Access.LINK:
         verb, _, request = data.decode().partition(" ")
-        if verb == "read-link":
+        if verb != Verb.SET_VF_ATTRIBUTE:
             return None
         pf = PciAddress.parse(path.split("/")[-2])
         return pf, parse_request(request)[0]
