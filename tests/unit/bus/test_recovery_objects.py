@@ -154,10 +154,13 @@ def test_other_changes_of_a_function_leave_its_standing_alone(shown: Shown) -> N
     assert shown.state(function_path(VFS[0])) == "frozen"
 
 
-def test_an_adapter_that_has_gone_is_nobodys_defect(shown: Shown) -> None:
+def test_an_adapter_that_has_gone_is_told_and_nothing_else(shown: Shown) -> None:
+    """Its objects may have gone before, in the middle of a rung that takes the card away."""
     shown.desk.set_adapter("0000:07:00", replace(FROZEN, state="removed"))
+    shown.desk.set_adapter("0000:08:00", FROZEN)
     shown.desk.set_vf(PciAddress(0, 7, 0x10, 0), FROZEN)
-    assert shown.flushed() == []
+    ((path, member, (state, *_)),) = shown.flushed()
+    assert (path, member, state) == (adapter_path("0000:07:00"), "StateChanged", "removed")
 
 
 def test_owners_are_told_of_every_change_with_an_object_or_without(shown: Shown) -> None:
