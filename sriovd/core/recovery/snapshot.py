@@ -64,10 +64,19 @@ def take_shot(
         if vf.virtual is not None
     }
     if before is not None:
-        found.update((vf.index, vf) for vf in before.vfs if not in_service(vf.index))
+        kept_vfs = (vf for vf in before.vfs if not in_service(vf.index))
+        found.update((vf.index, _carry_over(vf, found.get(vf.index))) for vf in kept_vfs)
     kept = before if before is not None and not pf.facts.driver else None
     shots = tuple(found[index] for index in sorted(found))
     return PfShot(pf.address, kept.driver if kept else pf.facts.driver, port, bool(kept and kept.up), shots)
+
+
+def _carry_over(before: VfShot, now: VfShot | None) -> VfShot:
+    """What counts of a VF that is not in service. One that was made anew since is fenced for the first time,
+    and what is taken from it is its own."""
+    if now is None or now.generation == before.generation:
+        return before
+    return replace(now, driver=before.driver, attributes=before.attributes)
 
 
 def with_bus_masters(shot: PfShot, masters: Mapping[int, bool]) -> PfShot:
