@@ -88,6 +88,20 @@ async def until_dead(here: Ward) -> None:
 
 
 @in_loop
+async def test_an_error_that_looks_like_the_echo_of_the_last(bus: PrivateBus, root: str) -> None:
+    """Its uevents come so soon after those of the last walk that only their end tells it apart."""
+    async with ward(bus.address, root) as here:
+        before = here.look()
+        await here.err()
+        await until_recovered(here)
+        await here.hide("records")
+        await here.err(severity="fatal")
+        await here.until(SLOT, 2, "Freezes")
+        await here.until_over()
+        assert here.look() == before
+
+
+@in_loop
 async def test_a_storm_of_correctable_errors_freezes(bus: PrivateBus, root: str) -> None:
     text = policy('correctable-storm = "freeze"', "storm-threshold = 3")
     async with ward(bus.address, root, text) as here:

@@ -215,6 +215,25 @@ async def test_a_lease_is_released_instead_of_unfrozen(bus: PrivateBus, root: st
 
 
 @in_loop
+async def test_an_error_comes_before_the_owner_has_unfrozen_his_vf(bus: PrivateBus, root: str) -> None:
+    """The VF was made anew by the first recovery, and is fenced for the first time by the second."""
+    async with ward(bus.address, root, MANUAL) as here:
+        await here.client.lease("vm", address=VFS[2])
+        before = here.look()
+        await here.err(severity="fatal")
+        await here.until(VFS[2], "permitted")
+        await here.until(SLOT, "online")
+        await here.hide("uevents")  # else the VF, which has no driver yet, would be made anew once more
+        await here.err()
+        await here.until(SLOT, 2, "Freezes")
+        await here.until(VFS[2], "permitted")
+        await here.until(SLOT, "online")
+        assert not here.look()[2].resets
+        assert await here.unfreeze(VFS[2], "vm") == "online"
+        assert here.look() == before
+
+
+@in_loop
 async def test_a_lease_is_released_while_its_vf_is_away(bus: PrivateBus, root: str) -> None:
     async with ward(bus.address, root) as here:
         before = here.look()

@@ -101,9 +101,10 @@ class Watch:
         self._views.see(slot, sight)
         if news is News.ADAPTER_ERROR:
             self._respond(slot, news, None, f"the kernel says {walk} of {event.address}", fatal=False)
-        elif news is News.VERDICT and sight.verdict is Verdict.FAILED and sight.culprit is not None:
-            reason = f"the kernel could not recover from the error of {sight.culprit}"
-            self._freeze_adapter(slot, reason)
+        elif news is News.VERDICT and sight.verdict is Verdict.FAILED:
+            # of a VF's own error, or of one that looked like the echo of the last; else it is frozen by now
+            reason = f"the kernel could not recover from the error of {sight.culprit or event.address}"
+            self._respond(slot, News.ADAPTER_ERROR, None, reason, fatal=False)
 
     def _count_corrected(self, slot: str, record: ErrorRecord, place: Place | None) -> None:
         wish = self._site.wish_of(slot)
