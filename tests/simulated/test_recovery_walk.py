@@ -8,6 +8,7 @@ $RECOVERY_SEED's.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import tempfile
@@ -20,7 +21,13 @@ from hypothesis import strategies as st
 
 from sriovd.backend.base import Fault, Severity
 from sriovd.backend.simulated.uevents import EventFault
+from sriovd.backend.steps import Verb
+from sriovd.core.errors import Quarantined
+from sriovd.core.lease.choose import Wish
 from sriovd.core.recovery.record import FREEZES
+from sriovd.core.recovery.vocabulary import Permission
+from sriovd.core.recovery.wish import RecoveryWish
+from sriovd.pci import PciAddress
 from tests.simulated import virtual
 from tests.simulated.recovery_walk import PFS, VFS, Walk
 from tests.simulated.recovery_witness import Witness
@@ -148,6 +155,80 @@ def test_an_hour_later_the_budget_is_full_again(quiet: None) -> None:
             made.backend.inject_error(PFS[0], Severity.NONFATAL, 0, ())
             await asyncio.sleep(900)
             assert made.engine.recovery.adapter_standing(str(PFS[0].slot)).state == "online"
+        await made.end()
+
+    with_walk(1, go)
+
+
+def test_a_write_that_never_returns_ends_in_quarantine(quiet: None) -> None:
+    async def go(made: Walk) -> None:
+        await made.prepare()
+        made.backend.inject_fault(Fault(Verb.REMOVE, hang=True))
+        made.backend.inject_error(PFS[0], Severity.FATAL, 0, ())
+        await asyncio.sleep(600)
+        standing = made.engine.recovery.adapter_standing(str(PFS[0].slot))
+        assert standing.state == "quarantined"
+        assert "remove" in standing.reason
+        await made.end()
+
+    with_walk(1, go)
+
+
+def test_a_kernels_failure_that_is_dealt_with_holds_no_vf_later(quiet: None) -> None:
+    async def go(made: Walk) -> None:
+        await made.prepare()
+        made.backend.inject_error(PFS[0], Severity.FATAL, 0, ())
+        await asyncio.sleep(60)
+        vf = made.engine.inventory.vfs_of(PFS[0])[1]
+        made.engine.recovery.recover(vf, "test")
+        await asyncio.sleep(60)
+        assert made.engine.recovery.vf_standing(vf).state == "online"
+        await made.end()
+
+    with_walk(1, go)
+
+
+def test_a_vf_whose_fence_stays_up_has_failed(quiet: None) -> None:
+    async def go(made: Walk) -> None:
+        await made.prepare()
+        made.wish = RecoveryWish(permission=Permission.MANUAL)
+        await made.engine.leases.lease(1000, "vm", Wish(address=vf), "vfio-pci")
+        await asyncio.sleep(1)
+        made.backend.inject_error(vf, Severity.NONFATAL, 0, ())
+        await asyncio.sleep(10)
+        assert made.engine.recovery.vf_standing(vf).state == "permitted"
+        made.backend.inject_fault(Fault(Verb.SET_RESET_METHOD, vf, errno=errno.EIO, times=1))
+        with pytest.raises(Quarantined, match="EIO"):
+            await made.engine.recovery.unfreeze(vf)
+        made.engine.recovery.lift(vf)
+        await asyncio.sleep(10)
+        assert made.engine.recovery.vf_standing(vf).state == "online"
+        await made.end()
+
+    vf = PciAddress.parse("0000:01:10.0")
+    with_walk(1, go)
+
+
+def test_a_daemon_killed_before_its_snapshot_restores_no_older_one(quiet: None) -> None:
+    """The drivers are those of the time of the freeze."""
+
+    async def go(made: Walk) -> None:
+        await made.prepare()
+        made.backend.inject_error(PFS[0], Severity.FATAL, 0, ())
+        await asyncio.sleep(60)
+        vf = made.engine.inventory.vfs_of(PFS[0])[1]
+        job = made.engine.lifecycle.bind(vf, "igbvf", True, "test")
+        assert await job.wait(10_000_000)
+        made.backend.inject_error(PFS[0], Severity.NONFATAL, 0, ())
+        while made.engine.recovery.adapter_standing(str(PFS[0].slot)).state != "frozen":
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the freeze is on disk
+        await made.kill()
+        await made.begin()
+        await asyncio.sleep(60)
+        facts = made.backend.read_function(vf)
+        assert facts is not None
+        assert facts.driver == "igbvf"
         await made.end()
 
     with_walk(1, go)
