@@ -31,9 +31,9 @@ async def restore(site: Site, pe: AdapterPe, job: Job) -> None:
             pf = site.inventory.get_pf(shot.address)
             if shot.driver and pf.facts.driver != shot.driver:
                 await site.hands.binder.bind_all(job, pe.slot, [pf.address], shot.driver, force=True)
-            if shot.up:
-                await _switch_on(site, pf)
             await _make_vfs(site, job, pf, len(shot.vfs))
+            if shot.up:  # afterwards: a driver that makes VFs takes its link down for that
+                await _switch_on(site, site.inventory.get_pf(pf.address))
             wishes = wished(site, pe, shot)
             if wishes:
                 await site.hands.configurer.set_all(job, site.inventory.get_pf(pf.address), wishes)
