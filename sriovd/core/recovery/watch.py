@@ -171,14 +171,20 @@ class Watch:
             self._views.see(slot, sight)
             self._respond(slot, news, None, reason, fatal=True)
 
+    def _count_vfs(self, pfs: Sequence[PciAddress]) -> dict[PciAddress, int]:
+        """As the kernel shows them now; what the inventory knows may be old."""
+        return {pf: len(self._site.hands.picture.list_vfs(pf)) for pf in pfs}
+
     async def _find_trouble(self, slot: str) -> str:
         """What is wrong with an adapter that is online, in words; empty for nothing."""
         adapter = self._inventory.adapters.get(slot)
         if adapter is None or self._lives.get(slot).state is not AdapterState.ONLINE:
             return ""
         async with self._site.hands.executor.lane(slot):
+            before = self._count_vfs(adapter.physical_functions)
             signs = await mending.read_signs_of(self._site, slot, adapter.physical_functions)
-            vfs = {pf: len(self._inventory.vfs_of(pf)) for pf in adapter.physical_functions}
+            after = self._count_vfs(adapter.physical_functions)
+        vfs = {pf: min(before[pf], after[pf]) for pf in signs}  # somebody may be making or destroying them
         for pf, seen in signs.items():
             if not seen.answers:
                 return f"{pf} does not answer"
