@@ -157,7 +157,9 @@ async def test_objects_come_before_the_reply(host: DaemonProcess) -> None:
             function_path(f"0000:01:1{number // 4}.{number % 4 * 2}") for number in range(7)
         ]
         for signal in added:
-            assert set(signal.body[1]) == {f"{BUS_NAME}.Function", f"{BUS_NAME}.VirtualFunction"}
+            assert set(signal.body[1]) == {
+                f"{BUS_NAME}.{name}" for name in ("Function", "VirtualFunction", "Recovery")
+            }
         counts = [
             signal.body[1]["NumVFs"].value
             for signal in listener.named("PropertiesChanged")
