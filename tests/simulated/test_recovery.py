@@ -40,7 +40,8 @@ async def test_a_nonfatal_error_of_the_pf(bus: PrivateBus, root: str) -> None:
 async def test_owners_unfreeze_by_hand_when_they_are_permitted(bus: PrivateBus, root: str) -> None:
     """The kernel's own recovery goes on as long as the test wants it to."""
     async with ward(bus.address, root, MANUAL) as here:
-        await here.client.lease("vm", address=VFS[2])
+        lease, _ = await here.client.lease("vm", address=VFS[2])
+        number = int(lease.rpartition("/")[2])
         before = here.look()
         here.forget()
         async with here.kernel_held_up():
@@ -51,6 +52,8 @@ async def test_owners_unfreeze_by_hand_when_they_are_permitted(bus: PrivateBus, 
             refusal.check("LockedOut", f"VF 2 of {IGB0}", "waits, since 0.", f"adapter {SLOT}", "collecting")
             refusal = await here.client.refused("WaitPermitted", "sst", VFS[2], "vm", 0)
             refusal.check("TimedOut", "locked-out")
+            refusal = await here.client.refused("OpenGroup", "ts", number, "vm")
+            refusal.check("LockedOut", "is being recovered", "WaitPermitted")
             await check_refusals(here)
             assert not waiting.done()
         assert await waiting == "permitted"

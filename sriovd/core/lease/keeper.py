@@ -118,6 +118,11 @@ class LeaseKeeper:
     async def open_group(self, lease: Lease) -> int:
         """A descriptor of the lease's VFIO group. Raises NotSupported, LockedOut, InUse, Stuck,
         BackendFailed, NoSuchFunction."""
+        if self.is_held((lease.pf, lease.index)):
+            raise LockedOut(
+                f"The VF of {lease} is being recovered from an error.",
+                "WaitPermitted returns when it may be unfrozen.",
+            )
         if lease.number in self._opening:
             raise InUse(f"The VFIO group of {lease} is being opened already.", "Wait for that.")
         self._opening.add(lease.number)

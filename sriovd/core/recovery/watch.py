@@ -171,21 +171,25 @@ class Watch:
             self._views.see(slot, sight)
             self._respond(slot, news, None, reason, fatal=True)
 
+    def _count_vfs(self, pfs: Sequence[PciAddress]) -> dict[PciAddress, int]:
+        """As the kernel shows them now; what the inventory knows may be old."""
+        return {pf: len(self._site.hands.picture.list_vfs(pf)) for pf in pfs}
+
     async def _find_trouble(self, slot: str) -> str:
         """What is wrong with an adapter that is online, in words; empty for nothing."""
         adapter = self._inventory.adapters.get(slot)
         if adapter is None or self._lives.get(slot).state is not AdapterState.ONLINE:
             return ""
-        list_vfs = self._site.hands.picture.list_vfs
-        before = {pf: len(list_vfs(pf)) for pf in adapter.physical_functions}
         async with self._site.hands.executor.lane(slot):
+            before = self._count_vfs(adapter.physical_functions)
             signs = await mending.read_signs_of(self._site, slot, adapter.physical_functions)
+            after = self._count_vfs(adapter.physical_functions)
+        vfs = {pf: min(before[pf], after[pf]) for pf in signs}  # somebody may be making or destroying them
         for pf, seen in signs.items():
             if not seen.answers:
                 return f"{pf} does not answer"
-            # VFs are there only while VF Enable is set; somebody may have destroyed them meanwhile
-            if before[pf] and not seen.vf_enable and list_vfs(pf):
-                return f"{pf} has lost VF Enable, and with it its {before[pf]} VFs"
+            if vfs[pf] and not seen.vf_enable:
+                return f"{pf} has lost VF Enable, and with it its {vfs[pf]} VFs"
         counted = self._views.of(slot).counted
         for pf, count in count_uncorrected(self._site.backend, adapter.physical_functions).items():
             if count > counted.get(pf, count):

@@ -205,6 +205,7 @@ class Rules:
         self.inventory = engine.inventory
         self.picture = engine.picture
         self.executor = engine.executor
+        self.executor.on_failed = lambda _: None  # a MiniKernel's VFs show in no register
         self.executor.on_stuck = self.inventory.set_stuck
         self.executor.on_recovered = lambda adapter: self.inventory.set_stuck(adapter, "")
         self.jobs = engine.jobs
