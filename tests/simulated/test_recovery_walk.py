@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from sriovd.backend.base import Fault, Severity
 from sriovd.backend.simulated.uevents import EventFault
 from sriovd.backend.steps import Verb
-from sriovd.core.errors import Quarantined
+from sriovd.core.errors import NoSuchFunction, Quarantined
 from sriovd.core.lease.choose import Wish
+from sriovd.core.lifecycle import CountOptions
 from sriovd.core.recovery.record import FREEZES
 from sriovd.core.recovery.vocabulary import Permission
 from sriovd.core.recovery.wish import RecoveryWish
@@ -229,6 +230,36 @@ def test_a_daemon_killed_before_its_snapshot_restores_no_older_one(quiet: None) 
         facts = made.backend.read_function(vf)
         assert facts is not None
         assert facts.driver == "igbvf"
+        await made.end()
+
+    with_walk(1, go)
+
+
+def test_a_vf_that_does_not_answer_is_not_believed(quiet: None) -> None:
+    """The kernel has nothing to recover from, and one VF is dead: only making it anew helps."""
+
+    async def go(made: Walk) -> None:
+        await made.prepare()
+        made.backend.freeze_function(made.engine.inventory.vfs_of(PFS[0])[1], frozen=True)
+        made.engine.recovery.recover(PFS[0], "test")
+        await asyncio.sleep(60)
+        standing = made.engine.recovery.adapter_standing(str(PFS[0].slot))
+        assert (standing.state, standing.rung) == ("online", "driver-rebind")
+        await made.end()
+
+    with_walk(1, go)
+
+
+def test_a_vf_that_is_gone_cannot_be_recovered(quiet: None) -> None:
+    async def go(made: Walk) -> None:
+        await made.prepare()
+        vf = made.engine.inventory.vfs_of(PFS[0])[1]
+        made.engine.recovery.recover(PFS[0], "test")
+        await asyncio.sleep(60)
+        job = made.engine.lifecycle.set_num_vfs(PFS[0], 0, CountOptions(), "test")
+        assert await job.wait(60_000_000)
+        with pytest.raises(NoSuchFunction):
+            made.engine.recovery.recover(vf, "test")
         await made.end()
 
     with_walk(1, go)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from sriovd.backend.steps import ChainResult
+from sriovd.backend.vf_attributes import LinkReport
 from sriovd.core.errors import SriovdError, Stuck
 from sriovd.core.inventory import Function
 from sriovd.core.recovery import fence
@@ -63,15 +64,16 @@ class Photographer:
         results: tuple[ChainResult, ...] = ()
         if vfs:
             results = tuple(await self._site.hands.executor.run(slot, fence.look_script(slot, vfs)))
+        reports = {shot.address: await self._ask(shot) for shot in self._site.lives.get(slot).shots}
         shots = []
-        for shot in self._site.lives.get(slot).shots:
+        for shot in self._site.lives.get(slot).shots:  # others may have taken theirs meanwhile
             own = [
                 (vf, result)
                 for vf, result in zip(vfs, results, strict=False)
                 if vf.virtual is not None and vf.virtual.parent == shot.address
             ]
             masters = fence.read_masters([vf for vf, _ in own], [result for _, result in own])
-            shots.append(await self._with_link(with_bus_masters(shot, masters)))
+            shots.append(self._with_report(with_bus_masters(shot, masters), reports.get(shot.address)))
         self._site.lives.edit(slot, shots=tuple(shots))
 
     def is_whole(self, slot: str) -> bool:
@@ -87,16 +89,21 @@ class Photographer:
         """The VFs whose older pictures count: what is found of the others is what they have to be again."""
         return {vf.place for vf in self._site.lives.get(slot).vfs if vf.state is not VfState.ONLINE}
 
-    async def _with_link(self, shot: PfShot) -> PfShot:
+    async def _ask(self, shot: PfShot) -> LinkReport | None:
+        """What the PF's driver tells; None when it does not."""
         pf = self._site.inventory.functions.get(shot.address)
         if pf is None or not pf.facts.net_interfaces:
-            return shot
+            return None
         try:
-            report = await self._site.hands.configurer.read(pf)
+            return await self._site.hands.configurer.read(pf)
         except Stuck:
             raise
         except SriovdError as error:
             _log.warning("The attributes of the VFs of %s are not known: %s", shot.address, error)
+            return None
+
+    def _with_report(self, shot: PfShot, report: LinkReport | None) -> PfShot:
+        if report is None:
             return shot
         out = self._list_out(pf.adapter)
         told = {

@@ -146,6 +146,8 @@ class VfWork:
             raise NoSuchFunction(f"There is no {lives.get(slot).vf(missing[0])} any more.")
         job = Job(0, "RecoverVF", [], "sriovd")
         async with self._site.workplace.working_on(job, slot):
+            # no event tells of reset methods, and a fence that was cut short was not looked at
+            await self._site.hands.picture.refresh([vf.address for vf in self._present(places)])
             for driver, vfs in self._group_by_driver(slot, places).items():
                 await self._site.hands.binder.bind_all(
                     job, slot, [vf.address for vf in vfs], driver, force=True
