@@ -82,8 +82,12 @@ class Photographer:
         shots = {
             (shot.address, vf.index): vf for shot in self._site.lives.get(slot).shots for vf in shot.vfs
         }
-        taken = (shots.get(place) for place in self._list_out(slot))
-        return all(vf is not None and vf.attributes != NO_ATTRIBUTES for vf in taken)
+        return all(self._is_known(place, shots.get(place)) for place in self._list_out(slot))
+
+    def _is_known(self, place: Place, vf: VfShot | None) -> bool:
+        pf = self._site.inventory.functions.get(place[0])
+        has_more = pf is not None and bool(pf.facts.net_interfaces)
+        return vf is not None and (vf.attributes != NO_ATTRIBUTES or not has_more)
 
     def _list_out(self, slot: str) -> set[Place]:
         """The VFs whose older pictures count: what is found of the others is what they have to be again."""
@@ -105,7 +109,7 @@ class Photographer:
     def _with_report(self, shot: PfShot, report: LinkReport | None) -> PfShot:
         if report is None:
             return shot
-        out = self._list_out(pf.adapter)
+        out = self._list_out(str(shot.address.slot))
         told = {
             vf.index: report.vfs[vf.index]
             for vf in shot.vfs
