@@ -65,6 +65,25 @@ async def test_owners_unfreeze_by_hand_when_they_are_permitted(bus: PrivateBus, 
         assert await here.leases() == {function_path(VFS[2]): "active"}
 
 
+@pytest.mark.parametrize("met_by", [IGB0, VFS[2]])
+@in_loop
+async def test_nobody_opens_what_is_out_of_service(bus: PrivateBus, root: str, met_by: str) -> None:
+    """Of an error of the PF and of one of the VF's own; the neighbour's group stays his in the second."""
+    async with ward(bus.address, root, MANUAL) as here:
+        owned = set()
+        for vf in VFS[2:4]:
+            await here.client.lease("vm", address=vf)
+            owned.add(here.group_of(vf))
+        assert here.backend.group_owners.keys() >= owned
+        await here.err(met_by)
+        await here.until(VFS[2], "permitted")
+        left = {here.group_of(VFS[3])} if met_by == VFS[2] else set()
+        assert here.backend.group_owners.keys() & owned == left
+        for vf in VFS[2:4]:
+            await here.unfreeze(vf, "vm")
+        assert here.backend.group_owners.keys() >= owned
+
+
 async def check_refusals(here: Ward) -> None:
     """What is asked of a locked-out VF, and of its adapter."""
     written = list(here.written)

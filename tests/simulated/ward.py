@@ -81,6 +81,12 @@ class Ward:
     async def hide(self, *sources: str) -> None:
         await self.client.simulate("HideErrors", "as", list(sources))
 
+    def group_of(self, vf: str) -> int:
+        """The VFIO group of that VF."""
+        group = self.backend.host.devices[PciAddress.parse(vf)].group
+        assert group is not None
+        return group
+
     async def hold_open(self, vf: str, pid: int = 4242, name: str = "qemu-system-x86") -> None:
         await self.client.simulate("OpenDevice", "sus", vf, pid, name)
 

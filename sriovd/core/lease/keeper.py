@@ -65,7 +65,7 @@ class LeaseKeeper:
     def hold_by(self, is_held: Callable[[Place], bool], on_leave: Callable[[Place], None]) -> None:
         """`is_held` tells of VFs that are being recovered: they are neither lent nor handed over.
         `on_leave` is told of VFs whose owner will not take them back to life any more."""
-        self.is_held = self._pool.is_held = is_held
+        self.is_held = self._pool.is_held = self._work.is_held = is_held
         self._lives.on_leave = on_leave
 
     def get(self, number: int) -> Lease | None:
@@ -289,12 +289,22 @@ class LeaseKeeper:
         elif change.before is None:
             self._come_back(number, vf)
 
+    def withhold(self, place: Place) -> None:
+        """Let the owner of the VF at `place` open it no more, until resume(); who holds it open, holds it."""
+        lease = self.find_at_place(place)
+        if lease is None or lease.state is not LeaseState.ACTIVE:
+            return
+        try:
+            self._work.take_back(lease, None)
+        except SriovdError as error:
+            _log.warning("%s", error)
+
     def resume(self, place: Place) -> None:
         """The VF at `place`, which was held back, may be handed over again."""
-        number = self._lives.places.get(place)
-        vf = self._lives.vf_of(self._lives.leases[number]) if number is not None else None
-        if number is not None and vf is not None:
-            self._come_back(number, vf)
+        lease = self.find_at_place(place)
+        vf = self._lives.vf_of(lease) if lease is not None else None
+        if lease is not None and vf is not None and not self._hand_over_again(lease):
+            self._come_back(lease.number, vf)
 
     async def wait_resumed(self, place: Place, timeout_sec: float) -> None:
         """Until the lease at `place` is active, or over. Raises what it fails with, TimedOut."""

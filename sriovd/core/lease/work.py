@@ -68,6 +68,7 @@ class LeaseWork:
         self._site = site
         self._inventory: Inventory = site.hands.inventory
         self._usage: Usage = site.hands.usage
+        self.is_held: Callable[[Place], bool] = lambda _: False  # by a recovery, which hands over itself
         self.wait_in_service: Callable[[Place], Awaitable[None]] = _is_in_service
 
     def check_driver(self, driver: str) -> None:
@@ -103,6 +104,8 @@ class LeaseWork:
         vf = self.vf_of(lease)
         if vf.facts.driver != VFIO_PCI:
             return None
+        if self.is_held((lease.pf, lease.index)):
+            return vf.facts.iommu_group
         try:
             group = self._viable_group(vf)
             self._site.backend.hand_over(vf.address, lease.uid)

@@ -131,6 +131,8 @@ class AdapterWork:
 
     async def _lock_vfs(self, slot: str) -> None:
         lives = self._site.lives
+        for place in lives.places(slot):
+            self._site.leases.withhold(place)
         lives.fire_vfs(slot, lives.places(slot), VfEvent.LOCK)
 
     # Collecting.

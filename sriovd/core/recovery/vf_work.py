@@ -76,6 +76,8 @@ class VfWork:
 
     async def _fence(self, slot: str, places: Sequence[Place]) -> None:
         await self._photographer.take(slot)
+        for place in places:
+            self._site.leases.withhold(place)
         vfs = self._present(places)
         async with self._site.hands.executor.lane(slot):
             await self._photographer.complete(slot, vfs)

@@ -90,8 +90,8 @@ class Watch:
         if news is News.CORRECTED:
             self._count_corrected(slot, record, place)
         else:
-            fatal = record.severity is Severity.FATAL
-            self._respond(slot, news, place, f"{record.address} met a {record.severity} error", fatal=fatal)
+            reason = f"{record.address} met a {record.severity} error"
+            self._respond(slot, news, place, reason, record.severity)
         text = f"{record.address} signalled a {record.severity} error, status {record.status:#010x}."
         announce(_log, Message.PCI_ERROR, text, address=str(record.address), severity=record.severity)
 
@@ -100,11 +100,11 @@ class Watch:
         sight, news = judge_walk(before, walk, now_usec())
         self._views.see(slot, sight)
         if news is News.ADAPTER_ERROR:
-            self._respond(slot, news, None, f"the kernel says {walk} of {event.address}", fatal=False)
+            self._respond(slot, news, None, f"the kernel says {walk} of {event.address}")
         elif news is News.VERDICT and sight.verdict is Verdict.FAILED:
             # of a VF's own error, or of one that looked like the echo of the last; else it is frozen by now
             reason = f"the kernel could not recover from the error of {sight.culprit or event.address}"
-            self._respond(slot, News.ADAPTER_ERROR, None, reason, fatal=False)
+            self._respond(slot, News.ADAPTER_ERROR, None, reason, Severity.FATAL)
 
     def _count_corrected(self, slot: str, record: ErrorRecord, place: Place | None) -> None:
         wish = self._site.wish_of(slot)
@@ -115,21 +115,31 @@ class Watch:
             if wish.correctable_storm is not Storm.IGNORE:
                 announce(_log, Message.PCI_ERROR, f"{text}.", address=str(record.address), severity="storm")
             if wish.correctable_storm is Storm.FREEZE:
-                news = News.ADAPTER_ERROR if place is None else News.VF_ERROR
-                self._respond(slot, news, place, text, fatal=False)
+                self._views.of(slot).since_usec = now_usec()
+                self._freeze(slot, place, text)
         self._views.on_change(slot, ())
 
-    def _respond(self, slot: str, news: News, place: Place | None, reason: str, *, fatal: bool) -> None:
-        """Do what policy says of such an error."""
+    def _respond(
+        self, slot: str, news: News, place: Place | None, reason: str, severity: Severity | None = None
+    ) -> None:
+        """Do what policy says of such an error; of one whose severity nobody tells, the stricter."""
         wish = self._site.wish_of(slot)
-        response = wish.fatal if fatal else wish.non_fatal
+        answers = {Severity.FATAL: wish.fatal, Severity.NONFATAL: wish.non_fatal}
+        order = list(Response)
+        response = answers[severity] if severity in answers else max(answers.values(), key=order.index)
         self._views.of(slot).since_usec = now_usec()
         if response is Response.REPORT:
             _log.warning("Adapter %s: %s; policy says to do nothing", slot, reason)
-        elif news is News.VF_ERROR and place is not None:
-            self._freeze_vf(slot, place, reason, quarantine=response is Response.QUARANTINE)
         else:
-            self._freeze_adapter(slot, reason, quarantine=response is Response.QUARANTINE)
+            own = place if news is News.VF_ERROR else None
+            self._freeze(slot, own, reason, quarantine=response is Response.QUARANTINE)
+
+    def _freeze(self, slot: str, place: Place | None, reason: str, *, quarantine: bool = False) -> None:
+        """The VF at `place` alone, or the adapter."""
+        if place is not None:
+            self._freeze_vf(slot, place, reason, quarantine=quarantine)
+        else:
+            self._freeze_adapter(slot, reason, quarantine=quarantine)
 
     def _freeze_adapter(self, slot: str, reason: str, *, quarantine: bool = False) -> None:
         pe = self._lives.get(slot)
@@ -169,7 +179,7 @@ class Watch:
         sight, news = suspect(view.sight, now_usec())
         if news is News.ADAPTER_ERROR:
             self._views.see(slot, sight)
-            self._respond(slot, news, None, reason, fatal=True)
+            self._respond(slot, news, None, reason, Severity.FATAL)
 
     def _count_vfs(self, pfs: Sequence[PciAddress]) -> dict[PciAddress, int]:
         """As the kernel shows them now; what the inventory knows may be old."""
