@@ -290,7 +290,7 @@ class LeaseKeeper:
             self._come_back(number, vf)
 
     def withhold(self, place: Place) -> None:
-        """Let the owner of the VF at `place` open it no more, until resume(); who holds it open, holds it."""
+        """Let the owner of the VF at `place` open it no more, until resume(); it stays open where it is."""
         lease = self.find_at_place(place)
         if lease is None or lease.state is not LeaseState.ACTIVE:
             return
