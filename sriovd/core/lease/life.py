@@ -8,6 +8,7 @@ event: a lease must always know how it stands.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -228,10 +229,10 @@ class LeaseLives:
         """Until nobody holds the VF open. There is no event for that, so it is asked, ever less often."""
         self._watches.add(lease.number)
         try:
-            looks = 0
-            while await self._is_used(lease):
-                await asyncio.sleep(_WATCH_SEC[min(looks, len(_WATCH_SEC) - 1)])
-                looks += 1
+            for look in itertools.count():  # a pause first: it was in use a moment ago, or seemed so
+                await asyncio.sleep(_WATCH_SEC[min(look, len(_WATCH_SEC) - 1)])
+                if not await self._is_used(lease):
+                    break
             return _Answer(LeaseEvent.CLOSED)
         finally:
             self._watches.discard(lease.number)
