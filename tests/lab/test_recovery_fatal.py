@@ -99,8 +99,7 @@ def seven_vfs(client: Client, policy: bool) -> Iterator[None]:
 @pytest.mark.parametrize("policy", [False, True], ids=["by calls", "by policy"])
 def test_back_as_before_without_a_command(fresh: Client, floor_s: float, policy: bool) -> None:
     guest = fresh.guest
-    interface = pf_interface(guest, IGB0)
-    guest.run(f"ip link set {interface} up")
+    guest.run(f"ip link set {pf_interface(guest, IGB0)} up")
     with seven_vfs(fresh, policy):
         leases = lease_all(fresh, IGB0)
         before = picture(fresh, IGB0, leases)
@@ -116,7 +115,7 @@ def test_back_as_before_without_a_command(fresh: Client, floor_s: float, policy:
         for vf in leases:
             assert_in_order([each for each in told if each.path == function_path(vf)], VF_STATES)
         assert picture(fresh, IGB0, leases) == before
-        assert "UP" in guest.run(f"ip -brief link show {interface}").stdout
+        assert "UP" in guest.run(f"ip -brief link show {pf_interface(guest, IGB0)}").stdout  # a new name?
     way = ", ".join(
         f"{each.state} {(each.usec - error) / 1e6:.2f}" for each in told if each.path == ADAPTER_PATH
     )
