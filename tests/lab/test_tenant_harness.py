@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from sriovd.backend.base import Severity
-from tests.lab.client import IGB0, Client
+from tests.lab.client import IGB0, Client, function_path
 from tests.lab.errors import inject_error
+from tests.lab.recovery import RECOVERY
 from tests.lab.tenant import TenantFailed, TenantVm, give_group, pf_address, set_vf_mac
 from tests.lab.waiting import wait_until
 
 VF, MAC = "0000:01:10.0", "02:00:00:00:00:07"
+OTHER_VF = "0000:01:10.2"
 PF_ADDRESS, USER = "10.0.0.1", "tenant1"
 
 
@@ -56,15 +58,23 @@ def test_vm_of_an_ordinary_user_uses_its_vf_and_keeps_it(prepared: Client) -> No
 def test_vm_that_an_error_has_stopped_is_rebooted(prepared: Client) -> None:
     """The kernel recovers from the error; VFIO has told QEMU of it, which stops the VM for good."""
     guest = prepared.guest
+    prepared.bind(OTHER_VF, "vfio-pci")  # without a driver it would defeat the kernel
     give_group(guest, VF, USER)
     with TenantVm.start(guest, USER, VF, peer=PF_ADDRESS) as tenant:
         tenant.wait_for_replies(1)
         assert tenant.status() == "running"
         inject_error(guest, VF, Severity.NONFATAL)
         wait_until(lambda: tenant.status() == "internal-error", 20.0, "QEMU to stop the VM")
+        wait_until(lambda: is_recovered(prepared), 20.0, "sriovd to have recovered the VF")
         tenant.reboot()
         tenant.wait_for_replies(1)
         assert tenant.status() == "running"
+
+
+def is_recovered(client: Client) -> bool:
+    """Frozen once, and online again."""
+    freezes, state = (client.get(function_path(VF), RECOVERY, name) for name in ("Freezes", "State"))
+    return freezes == 1 and state == "online"
 
 
 def test_lost_pings_are_seen(prepared: Client) -> None:
