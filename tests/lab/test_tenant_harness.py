@@ -74,7 +74,7 @@ def test_vm_that_an_error_has_stopped_is_rebooted(prepared: Client) -> None:
 def is_recovered(client: Client) -> bool:
     """Frozen once, and online again."""
     freezes, state = (client.get(function_path(VF), RECOVERY, name) for name in ("Freezes", "State"))
-    return freezes == 1 and state == "online"
+    return (freezes, state) == (1, "online")
 
 
 def test_lost_pings_are_seen(prepared: Client) -> None:
