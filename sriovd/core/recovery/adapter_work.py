@@ -45,6 +45,8 @@ _WHEN_IMPOSSIBLE = {
     AdapterEffect.VERIFY: AdapterEvent.VERIFY_FAILED,
     AdapterEffect.PERMIT_VFS: AdapterEvent.PERMITTED,
 }
+# Without which it goes on: the reason of the freeze stays.
+_NOT_VITAL = frozenset({AdapterEffect.FENCE, AdapterEffect.COLLECT, AdapterEffect.PERMIT_VFS})
 
 
 class AdapterWork:
@@ -81,7 +83,8 @@ class AdapterWork:
             _log.exception("%s of adapter %s met a defect of sriovd", effect, slot)
             failure = BackendFailed(f"{effect} of adapter {slot} failed for a defect of sriovd.")
         event = _WHEN_IMPOSSIBLE.get(effect)
-        return Answer(event, str(failure)) if event else None
+        reason = "" if effect in _NOT_VITAL else str(failure)
+        return Answer(event, reason) if event else None
 
     # Frozen.
 

@@ -111,10 +111,10 @@ class RecoveryKeeper(Showing):
 
     def take(self, event: KernelEvent) -> None:
         """An event of the host, in its order."""
-        began_nsec = time.monotonic_ns()
+        began_nsec, self._frozen = time.monotonic_ns(), 0  # what a check has frozen was no event's doing
         self._watch.take(event)
         if self._frozen:
-            count, self._frozen = self._frozen, 0
+            count = self._frozen
             usec = (self._lives.in_force_nsec - began_nsec) // 1000
             text = f"Froze {count} VFs within {usec} us of the event."
             announce(_log, Message.RECOVERY, text, freeze_usec=usec, vfs=count)
