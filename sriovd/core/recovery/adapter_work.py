@@ -27,7 +27,7 @@ from sriovd.core.recovery.lives import Answer
 from sriovd.core.recovery.probe import Signs
 from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.shots import Photographer
-from sriovd.core.recovery.site import Site, count_uncorrected, vf_at
+from sriovd.core.recovery.site import Site, count_errors, count_uncorrected, vf_at
 from sriovd.core.recovery.undertaking import Undertakings, now_usec
 from sriovd.core.recovery.vocabulary import Rung
 from sriovd.pci import PciAddress
@@ -286,7 +286,7 @@ class AdapterWork:
         view = self._site.views.of(slot)
         self._site.views.see(slot, settle(view.sight, now_usec()))
         view.counted = self._count(self._site.lives.get(slot))
-        self._forensics.note_well(slot)
+        view.well = count_errors(self._site.backend, view.counted)
         self._undertakings.end(slot)
         self._site.settled(slot)
 

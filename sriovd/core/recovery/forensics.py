@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sriovd.backend.steps import Chain, Script, Verb
 from sriovd.core.errors import BackendFailed, InvalidArgument, NoSuchFunction, SriovdError
-from sriovd.core.recovery.bundle import Bundle, BundleKind, Counters, FunctionDump, FunctionRole
+from sriovd.core.recovery.bundle import Bundle, BundleKind, FunctionDump, FunctionRole
 from sriovd.core.recovery.probe import read_config_step
 from sriovd.core.recovery.record import AdapterPe
-from sriovd.core.recovery.site import Site, functions_of
+from sriovd.core.recovery.site import Site, count_errors, functions_of
 from sriovd.core.recovery.standing import BundleHead
 from sriovd.pci import PciAddress
 
@@ -45,13 +45,7 @@ class Forensics:
 
     def __init__(self, site: Site, heads: Mapping[str, tuple[BundleHead, ...]]) -> None:
         self._site = site
-        self._before: dict[str, Counters] = {}  # when each adapter was last known to be well
         self._heads = heads
-
-    def note_well(self, slot: str) -> None:
-        """Remember the PFs' counters as they are now; VFs are too many to be asked without a reason."""
-        adapter = self._site.inventory.adapters.get(slot)
-        self._before[slot] = self._count(adapter.physical_functions if adapter else ())
 
     async def take(self, pe: AdapterPe, kind: BundleKind, title: str) -> int:
         """Take a bundle of the adapter and keep it: its number, 0 when it could not be kept."""
@@ -65,8 +59,10 @@ class Forensics:
             reason=pe.reason,
             functions=await self._dump(pe),
             records=view.records,
-            counters_before=self._before.get(pe.slot, {}),
-            counters_after=self._count(each.address for each in functions_of(self._site.inventory, pe.slot)),
+            counters_before=view.well,
+            counters_after=count_errors(
+                self._site.backend, (each.address for each in functions_of(self._site.inventory, pe.slot))
+            ),
             kernel_log=tuple(await self._read_log(pe, view.since_usec)),
             actions=tuple(await self._list_actions(pe.slot)),
         )
@@ -97,10 +93,6 @@ class Forensics:
             return _FORMS[form](Bundle.from_dict(record))
         except ValueError as error:
             raise BackendFailed(f"Bundle {number} makes no sense: {error}.") from error
-
-    def _count(self, addresses: Iterable[PciAddress]) -> Counters:
-        read = ((each, self._site.backend.read_error_counters(each)) for each in addresses)
-        return {address: counts for address, counts in read if counts}
 
     async def _dump(self, pe: AdapterPe) -> tuple[FunctionDump, ...]:
         functions = functions_of(self._site.inventory, pe.slot)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sriovd.backend.base import KernelEvent
 from sriovd.backend.vf_attributes import VfAttributes
@@ -24,27 +24,29 @@ from sriovd.core.errors import (
 from sriovd.core.inventory import AdapterChange, Change, Function, FunctionChange
 from sriovd.core.jobs import Job
 from sriovd.core.messages import Message, announce
-from sriovd.core.recovery.adapter_work import AdapterWork
 from sriovd.core.recovery.automaton import (
+    AdapterEffect,
     AdapterEvent,
     AdapterState,
+    VfEffect,
     VfEvent,
     VfState,
 )
 from sriovd.core.recovery.detect import Sight, Walk
-from sriovd.core.recovery.forensics import Forensics
 from sriovd.core.recovery.gate import Gate
+from sriovd.core.recovery.lives import Answer, VfAnswer
 from sriovd.core.recovery.record import AdapterPe, Place, VfPe
-from sriovd.core.recovery.shots import Photographer
 from sriovd.core.recovery.showing import Showing
 from sriovd.core.recovery.site import Site, vf_at
 from sriovd.core.recovery.snapshot import overlay
 from sriovd.core.recovery.standing import BundleHead
 from sriovd.core.recovery.storms import Storms
 from sriovd.core.recovery.undertaking import Undertakings, now_usec
-from sriovd.core.recovery.vf_work import VfWork
 from sriovd.core.recovery.watch import Watch
 from sriovd.pci import PciAddress, PciSlot
+
+if TYPE_CHECKING:  # see _surgery
+    from sriovd.core.recovery.surgery import Surgery
 
 _log = logging.getLogger(__name__)
 
@@ -68,17 +70,30 @@ class RecoveryKeeper(Showing):
         self.gate, storms = Gate(site.inventory, site.lives), Storms()
         super().__init__(site, self.gate, storms)
         self._site = site
-        self._forensics = Forensics(site, bundles)
+        self._bundles = bundles
+        self._loaded: Surgery | None = None
         self._undertakings = Undertakings(site.inventory, site.jobs, self._lives.get)
-        photographer = Photographer(site)
-        adapter_work = AdapterWork(site, self._forensics, photographer, self._undertakings)
-        vf_work = VfWork(site, self._forensics, photographer)
         self._changed = asyncio.Event()
         self._frozen = 0  # VFs, by the event that is being taken
         self._watch = Watch(site, self.gate, storms)
-        site.lives.do, site.lives.do_vfs = adapter_work.do, vf_work.do_vfs
+        site.lives.do, site.lives.do_vfs = self._do, self._do_vfs
         site.lives.on_change = self._note_change
         self._recall(saved)
+
+    @property
+    def _surgery(self) -> Surgery:
+        """Who does what has to be done, from the first time on."""
+        if self._loaded is None:
+            from sriovd.core.recovery.surgery import Surgery
+
+            self._loaded = Surgery(self._site, self._undertakings, self._bundles)
+        return self._loaded
+
+    async def _do(self, effect: AdapterEffect, slot: str) -> Answer | None:
+        return await self._surgery.adapters.do(effect, slot)
+
+    async def _do_vfs(self, effect: VfEffect, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
+        return await self._surgery.vfs.do_vfs(effect, slot, places)
 
     # Begin and end.
 
@@ -124,7 +139,6 @@ class RecoveryKeeper(Showing):
         self._watch.check(slot)
 
     def _note_well(self, slot: str) -> None:
-        self._forensics.note_well(slot)
         self._watch.note_well(slot)
 
     async def close(self) -> None:
@@ -259,11 +273,11 @@ class RecoveryKeeper(Showing):
 
     def list_bundles(self, slot: str) -> Sequence[BundleHead]:
         """The bundles that are kept of that adapter."""
-        return self._forensics.heads_of(slot)
+        return self._surgery.forensics.heads_of(slot)
 
     async def read_bundle(self, number: int, form: str) -> str:
         """A bundle as "text" for people, or "json"."""
-        return await self._forensics.read(number, form)
+        return await self._surgery.forensics.read(number, form)
 
     # Wishes that come meanwhile.
 

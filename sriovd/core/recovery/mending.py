@@ -7,7 +7,7 @@ written: it reads registers and attributes, and counts errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 
 from sriovd.backend.steps import Chain, Script, Step, Verb
@@ -17,7 +17,8 @@ from sriovd.core.errors import BackendFailed
 from sriovd.core.inventory import Function
 from sriovd.core.jobs import Job
 from sriovd.core.kernel_errors import raise_first_failure
-from sriovd.core.recovery.probe import Signs, is_alive, read_command_step, read_config_step, read_signs
+from sriovd.core.recovery.looking import read_signs_of
+from sriovd.core.recovery.probe import Signs, is_alive, read_command_step
 from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.site import Site, count_uncorrected
 from sriovd.core.recovery.snapshot import PfShot, overlay
@@ -88,16 +89,6 @@ async def look(site: Site, pe: AdapterPe) -> Mapping[PciAddress, Signs]:
     pfs = [shot.address for shot in pe.shots if shot.address in site.inventory.functions]
     async with site.hands.executor.lane(pe.slot):
         return await read_signs_of(site, pe.slot, pfs)
-
-
-async def read_signs_of(site: Site, slot: str, pfs: Sequence[PciAddress]) -> Mapping[PciAddress, Signs]:
-    """As look, for PFs of one adapter. The caller has the lane."""
-    if not pfs:
-        return {}
-    chains = tuple(Chain(pf, (read_config_step(pf),)) for pf in pfs)
-    results = await site.hands.executor.run(slot, Script(f"looking at {slot}", chains))
-    read = (result.value(Verb.READ_CONFIG) or "" for result in results)
-    return {pf: read_signs(each) for pf, each in zip(pfs, read, strict=False)}
 
 
 async def verify(site: Site, pe: AdapterPe) -> None:

@@ -6,7 +6,7 @@ Rule: nothing here outlives the daemon; what must is in record.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sriovd.backend.base import Backend, ErrorRecord, Severity
@@ -21,6 +21,9 @@ from sriovd.core.recovery.wish import RecoveryWish
 from sriovd.core.store import Store
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
+
+# of functions, by severity, by the kernel's name of the error, as Backend.read_error_counters has them
+Counters = Mapping[PciAddress, Mapping[Severity, Mapping[str, int]]]
 
 _BEGIN_SEC = 1.0  # the kernel's walk begins within milliseconds, if at all
 _VERDICT_SEC = 90.0  # a port's link may need 60 s (drivers/pci/pci.c PCIE_RESET_READY_POLL_MS)
@@ -50,12 +53,14 @@ class Site:
 @dataclass(slots=True)
 class View:
     """`sight`: what the sources have said. `counted`: uncorrectable errors of its PFs that are dealt
-    with, by PF. `waits_for`: what the recovery waits for, in words. `records`: the last errors.
-    `since_usec`: CLOCK_MONOTONIC of the error. `held`: VFs that have to be closed. `restored`: the record
-    by which it was restored. `busy`: a rung is taking the adapter away. `changed`: set at every change."""
+    with, by PF. `well`: all counters of its PFs when it was last known to be well. `waits_for`: what the
+    recovery waits for, in words. `records`: the last errors. `since_usec`: CLOCK_MONOTONIC of the error.
+    `held`: VFs that have to be closed. `restored`: the record by which it was restored. `busy`: a rung is
+    taking the adapter away. `changed`: set at every change."""
 
     sight: Sight = field(default_factory=Sight)
     counted: Mapping[PciAddress, int] = field(default_factory=dict)
+    well: Counters = field(default_factory=dict)
     waits_for: str = ""
     records: tuple[ErrorRecord, ...] = ()
     since_usec: int = 0
@@ -140,6 +145,12 @@ def vf_at(inventory: Inventory, place: Place) -> Function | None:
     """The VF at `place`, if there is one."""
     address = inventory.vfs_of(place[0]).get(place[1])
     return None if address is None else inventory.functions.get(address)
+
+
+def count_errors(backend: Backend, functions: Iterable[PciAddress]) -> Counters:
+    """What the kernel has counted of each function; without those of which it counts nothing."""
+    read = ((each, backend.read_error_counters(each)) for each in functions)
+    return {address: counts for address, counts in read if counts}
 
 
 def count_uncorrected(backend: Backend, pfs: Sequence[PciAddress]) -> dict[PciAddress, int]:

@@ -15,12 +15,12 @@ from contextvars import Context
 from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, Severity, Uevent
 from sriovd.core.errors import SriovdError
 from sriovd.core.messages import Message, announce
-from sriovd.core.recovery import mending
 from sriovd.core.recovery.automaton import AdapterEvent, AdapterState, VfEvent
 from sriovd.core.recovery.detect import News, Verdict, Walk, judge_record, judge_walk, suspect
 from sriovd.core.recovery.gate import Gate
+from sriovd.core.recovery.looking import read_signs_of
 from sriovd.core.recovery.record import Place
-from sriovd.core.recovery.site import Site, count_uncorrected
+from sriovd.core.recovery.site import Site, count_errors, count_uncorrected
 from sriovd.core.recovery.storms import Storms
 from sriovd.core.recovery.undertaking import now_usec
 from sriovd.core.recovery.vocabulary import Response, Storm
@@ -47,7 +47,9 @@ class Watch:
     def note_well(self, slot: str) -> None:
         """What was counted of the adapter until now is dealt with."""
         pfs = self._inventory.adapters[slot].physical_functions
-        self._views.of(slot).counted = count_uncorrected(self._site.backend, pfs)
+        view = self._views.of(slot)
+        view.counted = count_uncorrected(self._site.backend, pfs)
+        view.well = count_errors(self._site.backend, pfs)
 
     def close(self) -> None:
         """Look no more."""
@@ -192,7 +194,7 @@ class Watch:
             return ""
         async with self._site.hands.executor.lane(slot):
             before = self._count_vfs(adapter.physical_functions)
-            signs = await mending.read_signs_of(self._site, slot, adapter.physical_functions)
+            signs = await read_signs_of(self._site, slot, adapter.physical_functions)
             after = self._count_vfs(adapter.physical_functions)
         vfs = {pf: min(before[pf], after[pf]) for pf in signs}  # somebody may be making or destroying them
         for pf, seen in signs.items():
