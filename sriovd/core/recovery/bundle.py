@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from sriovd.backend.base import ErrorRecord, Severity
 from sriovd.core import fields
+from sriovd.core.recovery.standing import Counters
 from sriovd.pci import PciAddress, PciSlot
 from sriovd.pci_registers import CONFIG_SPACE_BYTES
-
-# of functions, by severity, by the kernel's name of the error, as Backend.read_error_counters has them
-Counters = Mapping[PciAddress, Mapping[Severity, Mapping[str, int]]]
 
 _LARGEST_USEC = 253_402_300_799_999_999  # the end of the year 9999, with which calendars end
 _LARGEST_DWORD = 2**32 - 1

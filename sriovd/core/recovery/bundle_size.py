@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from sriovd.backend.base import Severity
-from sriovd.core.recovery.bundle import Bundle, Counters, FunctionDump, FunctionRole, pack_config
+from sriovd.core.recovery.bundle import Bundle, FunctionDump, FunctionRole, pack_config
 from sriovd.core.recovery.decode_space import Space
+from sriovd.core.recovery.standing import Counters
 from sriovd.pci import PciAddress
 from sriovd.pci_registers import LEGACY_CONFIG_BYTES, ExtendedCapabilityId
 

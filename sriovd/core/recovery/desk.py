@@ -1,7 +1,8 @@
 """What the bus asks of recovery, and is told by it.
 
 Rule: addresses name a PF or VF, slots an adapter; a PF's PE is its adapter's. Who may ask is not decided
-here."""
+here.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from sriovd.backend.steps import Chain, Script, Verb
 from sriovd.core.errors import BackendFailed, InvalidArgument, NoSuchFunction, SriovdError
 from sriovd.core.recovery.bundle import Bundle, BundleKind, FunctionDump, FunctionRole
+from sriovd.core.recovery.bundle_size import fit_bundle
 from sriovd.core.recovery.probe import read_config_step
 from sriovd.core.recovery.record import AdapterPe
+from sriovd.core.recovery.report import render
 from sriovd.core.recovery.site import Site, count_errors, functions_of
 from sriovd.core.recovery.standing import BundleHead
 from sriovd.pci import PciAddress
@@ -28,14 +30,8 @@ _ALL_BYTES = 4096
 _VF_BYTES = 512  # with AER, where all known VFs have it; every four bytes are an access to the bus
 
 
-def _render(bundle: Bundle) -> str:
-    from sriovd.core.recovery.report import render  # a daemon to which nothing happens starts without it
-
-    return render(bundle)
-
-
 _FORMS: Mapping[str, Callable[[Bundle], str]] = {
-    "text": _render,
+    "text": render,
     "json": lambda bundle: json.dumps(bundle.to_dict()),
 }
 
@@ -66,8 +62,6 @@ class Forensics:
             kernel_log=tuple(await self._read_log(pe, view.since_usec)),
             actions=tuple(await self._list_actions(pe.slot)),
         )
-        from sriovd.core.recovery.bundle_size import fit_bundle  # see _render
-
         fitting, store = fit_bundle(bundle), self._site.store
         try:
             number = await store.put_bundle(pe.slot, bundle.taken_usec, kind.value, title, fitting.to_dict())

@@ -54,7 +54,6 @@ _FRESH_USEC = 2_000_000  # the age of an error, of before this start, that still
 
 _RECORDS = 16  # errors that are remembered of an adapter
 _WALKS = {walk.value: walk for walk in Walk}
-_BACK_IN_SERVICE = (VfState.ONLINE, VfState.RECOVERING)
 
 
 class RecoveryKeeper(Showing):

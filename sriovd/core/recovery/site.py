@@ -17,13 +17,11 @@ from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.recovery.detect import Sight, settle
 from sriovd.core.recovery.lives import Lives
 from sriovd.core.recovery.record import AdapterPe, Place
+from sriovd.core.recovery.standing import Counters
 from sriovd.core.recovery.wish import RecoveryWish
 from sriovd.core.store import Store
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
-
-# of functions, by severity, by the kernel's name of the error, as Backend.read_error_counters has them
-Counters = Mapping[PciAddress, Mapping[Severity, Mapping[str, int]]]
 
 _BEGIN_SEC = 1.0  # the kernel's walk begins within milliseconds, if at all
 _VERDICT_SEC = 90.0  # a port's link may need 60 s (drivers/pci/pci.c PCIE_RESET_READY_POLL_MS)

@@ -4,7 +4,14 @@ Rule: what is here may be told to anybody who may look at the function; nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from sriovd.backend.base import Severity
+from sriovd.pci import PciAddress
+
+# of functions, by severity, by the kernel's name of the error, as Backend.read_error_counters has them
+Counters = Mapping[PciAddress, Mapping[Severity, Mapping[str, int]]]
 
 
 @dataclass(frozen=True, slots=True)
