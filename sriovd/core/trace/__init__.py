@@ -1,0 +1,1 @@
+"""Tracing VFs: what happens to each is recorded in one place, for its owner."""
