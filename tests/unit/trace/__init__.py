@@ -1,1 +1,1 @@
-"""Recovery without a host."""
+"""Traces and their readers, without a daemon."""

@@ -1,1 +1,1 @@
-"""Recovery without a host."""
+"""Tracing without a host."""
