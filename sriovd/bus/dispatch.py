@@ -29,6 +29,7 @@ from sriovd.bus.signature import Value
 from sriovd.bus.standard import StandardInterfaces
 from sriovd.bus.tree import Tree
 from sriovd.bus.wire import Buffer, close_fds, encode_body
+from sriovd.core.trace.transaction import transaction
 
 _UIDS_KEPT = 256
 
@@ -43,6 +44,9 @@ class Caller:
     uid: int
     interactive: bool
     _fds: ReceivedFds = field(default_factory=lambda: ReceivedFds([]), repr=False)
+
+    def __str__(self) -> str:
+        return f"uid {self.uid} ({self.sender})"
 
     def take_fd(self, number: int) -> int:
         """Keep a descriptor that came as an argument: it is closed by its new owner, not after the call."""
@@ -113,7 +117,7 @@ class Dispatcher:
     async def _run_verb(self, call: Call, interface: str, arguments: tuple[Value, ...]) -> tuple[Value, ...]:
         uid = await self._uid_of(call.sender)
         caller = Caller(call.sender, uid, call.interactive, call.fds)
-        with self._limiter.running_for(uid):
+        with self._limiter.running_for(uid), transaction(call.member, str(caller)):
             return await self._handlers[interface, call.member](caller, call.path, *arguments)
 
     def _finish_verb(self, call: Call, method: Method, task: asyncio.Task[tuple[Value, ...]]) -> None:

@@ -34,7 +34,7 @@ def parse_address(text: str) -> PciAddress:
 
 def name_caller(caller: Caller) -> str:
     """The caller, for the journal."""
-    return f"uid {caller.uid} ({caller.sender})"
+    return str(caller)
 
 
 def is_forced(given: Mapping[str, Any]) -> bool:

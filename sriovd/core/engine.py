@@ -39,6 +39,8 @@ from sriovd.core.recovery.lives import Lives
 from sriovd.core.recovery.site import Site as RecoverySite
 from sriovd.core.recovery.site import Views
 from sriovd.core.store import MEMORY, Intent, Store
+from sriovd.core.trace.recorder import Recorder
+from sriovd.core.trace.witness import Witness
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
@@ -65,6 +67,7 @@ class Engine:
         self.store = Store(places.state, backend.boot_id(), backend.describe())
         self._saved = saved = self.store.load()
         self.inventory = Inventory(saved.generations)
+        self.recorder = Recorder(self.inventory)
         self.picture = Picture(backend, self.inventory)
         self.executor = Executor(backend, self.store)
         self.jobs = JobRegistry()
@@ -96,6 +99,8 @@ class Engine:
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
         self.usage.lease_of = self.leases.describe_lease_of
         self.recovery = self._make_recovery(hands)
+        self.witness = Witness(self.recorder, self.inventory)
+        self.witness.watch(self.executor, self.leases, self.work, self.recovery, self.picture)
         self.auditor = self._make_auditor()
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery)
         self._new: dict[PciAddress, tuple[int, int]] = {}  # identity and generation still to be stored
@@ -116,7 +121,7 @@ class Engine:
         self.leases.hold_by(recovery.gate.is_held, recovery.note_unowned)
         self.work.wait_in_service = recovery.wait_in_service
         self.policy.is_held = recovery.is_under_way
-        self.picture.on_error = recovery.take
+        self.picture.on_event = recovery.take
         return recovery
 
     def _make_auditor(self) -> Auditor:

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from sriovd.backend.base import Backend, Evidence, Leftover, Run
 from sriovd.backend.steps import ChainResult, Script, Step, Verb
-from sriovd.core.errors import BackendFailed, Stuck
-from sriovd.core.jobs import REQUESTER
+from sriovd.core.errors import BackendFailed, SriovdError, Stuck
+from sriovd.core.trace.transaction import CURRENT, Transaction, current_requester
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +112,11 @@ class Executor:
         self.on_recovered: Callable[[str], None] = lambda _adapter: None
         self.on_failed: Callable[[str], None] = lambda _adapter: None  # of writes that the kernel refused
         self.refuse: Callable[[str, Script], None] = lambda _adapter, _script: None
+        # What is told of each script: chains as they end, and what was never begun or has not come back.
+        self.on_chain: Callable[[Transaction | None, ChainResult], None] = lambda _by, _chain: None
+        self.on_refused: Callable[[str, Script, SriovdError], None] = lambda _adapter, _script, _why: None
+        self.on_hung: Callable[[Script, Evidence], None] = lambda _script, _evidence: None
+        self.on_written: Callable[[str, Script, str], None] = lambda _adapter, _script, _outcome: None
 
     @asynccontextmanager
     async def lane(self, adapter: str, *, exclusive: bool = False) -> AsyncIterator[None]:
@@ -149,20 +154,29 @@ class Executor:
         """
         if not script.writes:
             return await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
-        self.refuse(adapter, script)
-        intent = await self._journal.begin(adapter, REQUESTER.get(), script)
+        self._refuse(adapter, script)
+        intent = await self._journal.begin(adapter, current_requester(), script)
         try:
             results = await self._execute(adapter, script, vf_count, on_result, on_start, cleanup)
         except (Stuck, BackendFailed) as error:
             self._failed.setdefault(adapter, []).append((intent, error.message))
+            self.on_written(adapter, script, error.message)
             raise
         outcome = _describe_outcome(script, results)
+        self.on_written(adapter, script, outcome)
         if outcome == DONE:
             await self._finish(intent, outcome)
         else:
             self._failed.setdefault(adapter, []).append((intent, outcome))
             self.on_failed(adapter)
         return results
+
+    def _refuse(self, adapter: str, script: Script) -> None:
+        try:
+            self.refuse(adapter, script)
+        except SriovdError as error:
+            self.on_refused(adapter, script, error)
+            raise
 
     async def _settle(self, adapter: str) -> None:
         """Nothing of what failed will be undone any more."""
@@ -185,10 +199,11 @@ class Executor:
         on_start: Callable[[Run], None],
         cleanup: Script | None,
     ) -> Sequence[ChainResult]:
-        progress = asyncio.Event()
+        progress, transaction = asyncio.Event(), CURRENT.get()
 
         def note(result: ChainResult) -> None:
             progress.set()
+            self.on_chain(transaction, result)
             on_result(result)
 
         run = self._backend.run(adapter, script, note)
@@ -196,7 +211,7 @@ class Executor:
         while not run.finished.done():
             progress.clear()
             if not await _go_on(run, progress, script, vf_count):
-                self._abandon(adapter, run, cleanup)
+                self._abandon(adapter, run, script, cleanup)
         try:
             return run.finished.result()
         except ConnectionError as error:
@@ -210,8 +225,10 @@ class Executor:
         self._mark(leftover.adapter, f"{leftover.title}: {leftover.evidence}")
         self._watch(leftover.adapter, leftover.finished, None)
 
-    def _abandon(self, adapter: str, run: Run, cleanup: Script | None) -> None:
-        evidence = str(run.abandon())
+    def _abandon(self, adapter: str, run: Run, script: Script, cleanup: Script | None) -> None:
+        found = run.abandon()
+        evidence = str(found)
+        self.on_hung(script, found)
         run.stop()  # what the script had still to do is not wanted any more when the kernel returns
         self._mark(adapter, evidence)
         self._watch(adapter, run.finished, cleanup)

@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
 from enum import StrEnum
 
 from sriovd.backend.base import HostReadError
 from sriovd.core.errors import BackendFailed, Cancelled, SriovdError
 from sriovd.core.inventory import Function
 from sriovd.core.results import Result
+from sriovd.core.trace.transaction import transaction
 
 _log = logging.getLogger(__name__)
 
 KEPT_SEC = 600
 KEPT_COUNT = 128
 _PROGRESS_STEP = 0.1
-
-REQUESTER: ContextVar[str] = ContextVar("requester", default="sriovd")  # for whom the current task works
 
 
 class JobState(StrEnum):
@@ -164,9 +162,10 @@ class JobRegistry:
         return job
 
     async def _carry_out(self, job: Job, work: Callable[[Job], Awaitable[Result]]) -> None:
-        REQUESTER.set(job.requester)
         try:
-            job.end(JobState.DONE, result=await work(job))
+            with transaction(job.operation, job.requester):
+                result = await work(job)
+            job.end(JobState.DONE, result=result)
         except Cancelled as error:
             job.end(JobState.CANCELLED, error=error)
         except SriovdError as error:

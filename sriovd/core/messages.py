@@ -30,6 +30,7 @@ class Message(StrEnum):
     RECOVERY = "5d0e8b3c71f24c6a9be27a46f1d8c935"
     PCI_ERROR = "a7c3f1e85b2d4e0f8a9d6c4b3e2f1071"
     AUDIT = "e2b96d40c8a14f7d93b5c0e7a1f4d862"
+    MUTATION = "3f8a1d6e9c274b50a8e3b7d2c5f09164"
 
 
 FIELDS_ATTRIBUTE = "journal_fields"  # of a LogRecord: extra journal fields by name

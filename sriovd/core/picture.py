@@ -32,7 +32,7 @@ class Picture:
         self._lost = False
         self._wake = asyncio.Event()
         self.on_link: Callable[[PciAddress], None] = lambda _: None
-        self.on_error: Callable[[KernelEvent], None] = lambda _: None  # told before anything is looked at
+        self.on_event: Callable[[KernelEvent], None] = lambda _: None  # told before anything is looked at
         self.on_job_end: Callable[[str], None] = lambda _: None
 
     async def rescan(self) -> None:
@@ -120,7 +120,7 @@ class Picture:
             self._take(event)
 
     def _take(self, event: KernelEvent) -> None:
-        self.on_error(event)
+        self.on_event(event)
         if isinstance(event, ErrorRecord):
             return
         if isinstance(event, EventsLost):

@@ -25,7 +25,7 @@ from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core.converge.rulebook import Rulebook
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import SriovdError
-from sriovd.core.jobs import REQUESTER, Job
+from sriovd.core.jobs import Job
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lifecycle import CountOptions
 from sriovd.core.recovery.automaton import AdapterState, VfState
@@ -315,7 +315,6 @@ class Walk:
                 self._start(partial(self.engine.recovery.unfreeze, vf))
 
     def _ask(self) -> None:
-        REQUESTER.set("somebody")
         lifecycle, choose = self.engine.lifecycle, self._random.choice
         match self._random.randrange(6):
             case 0:

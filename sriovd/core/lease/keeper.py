@@ -45,7 +45,7 @@ _BEGUN = frozenset(LeaseState) - {LeaseState.PREPARING, LeaseState.FAILED}  # fa
 
 
 class LeaseKeeper:
-    """The leases. `on_change` is told each new state, `on_end` when one is over."""
+    """The leases."""
 
     def __init__(self, inventory: Inventory, work: LeaseWork, store: Store, last_number: int) -> None:
         self._inventory = inventory
@@ -56,11 +56,22 @@ class LeaseKeeper:
         self._opening: set[int] = set()  # leases whose groups are being opened
         self.is_held: Callable[[Place], bool] = lambda _: False  # by a recovery: see hold_by
 
+        self.on_owner: Callable[[Lease], None] = lambda _: None  # told the lease that an owner speaks for
+        self._listeners: list[tuple[Callable[[Lease], None], Callable[[Lease], None]]] = []
+        self._lives.on_change, self._lives.on_end = self._tell_change, self._tell_end
         self._left: dict[PciAddress, int] = {}  # leases by the address that their VF was at last
 
     def listen(self, on_change: Callable[[Lease], None], on_end: Callable[[Lease], None]) -> None:
         """Call `on_change` with every new state of a lease, and `on_end` when one is over."""
-        self._lives.on_change, self._lives.on_end = on_change, on_end
+        self._listeners.append((on_change, on_end))
+
+    def _tell_change(self, lease: Lease) -> None:
+        for on_change, _ in self._listeners:
+            on_change(lease)
+
+    def _tell_end(self, lease: Lease) -> None:
+        for _, on_end in self._listeners:
+            on_end(lease)
 
     def hold_by(self, is_held: Callable[[Place], bool], on_leave: Callable[[Place], None]) -> None:
         """`is_held` tells of VFs that are being recovered: they are neither lent nor handed over.
@@ -100,6 +111,7 @@ class LeaseKeeper:
         lease = self.get(number)
         if lease is None or not lease.is_of(uid, name, trusted):
             raise NotOwner(f"You have no lease {number} as {name[:64]!r}.", "Leases end by Release.")
+        self.on_owner(lease)
         return lease
 
     def require_own_at(self, address: PciAddress, uid: int, name: str, *, trusted: bool = False) -> Lease:
@@ -109,6 +121,7 @@ class LeaseKeeper:
             raise NotOwner(
                 f"You have no lease on a VF at {address} as {name[:64]!r}.", "Leases end by Release."
             )
+        self.on_owner(lease)
         return lease
 
     def vf_address(self, lease: Lease) -> PciAddress | None:
@@ -173,6 +186,7 @@ class LeaseKeeper:
             home=vf.facts.driver or scripts.NONE, generation=vf.generation,
             held_by_descriptor=held_by_descriptor, state=BEGIN.state,
         )  # fmt: skip
+        self.on_owner(lease)
         if await self._lives.store(lease, _STORE_PATIENCE_SEC):
             self._lives.begin_row(lease, BEGIN.effects)
         return self.get(lease.number) or replace(lease, state=LeaseState.RELEASED)

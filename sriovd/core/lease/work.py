@@ -70,6 +70,7 @@ class LeaseWork:
         self._usage: Usage = site.hands.usage
         self.is_held: Callable[[Place], bool] = lambda _: False  # by a recovery, which hands over itself
         self.wait_in_service: Callable[[Place], Awaitable[None]] = _is_in_service
+        self.on_handed: Callable[[Lease, str, str], None] = lambda _lease, _what, _error: None
 
     def check_driver(self, driver: str) -> None:
         """Whether a VF can be lent on `driver`. Raises InvalidArgument, BindFailed."""
@@ -110,7 +111,9 @@ class LeaseWork:
             group = self._viable_group(vf)
             self._site.backend.hand_over(vf.address, lease.uid)
             self._write_cdi(lease, group, vf.address)
+            self.on_handed(lease, "hand-over", "")
         except (OSError, HostReadError) as error:
+            self.on_handed(lease, "hand-over", str(error))
             raise BackendFailed(f"The VFIO group of {lease} could not be handed over: {error}.") from error
         return group
 
@@ -122,7 +125,9 @@ class LeaseWork:
             self._remove_cdi(lease.number)
             if known is not None:
                 self._site.backend.take_back(known)
+                self.on_handed(lease, "take-back", "")
         except OSError as error:
+            self.on_handed(lease, "take-back", str(error))
             raise BackendFailed(f"The VFIO group of {lease} could not be taken back: {error}.") from error
 
     def sweep(self, numbers: Collection[int]) -> None:
@@ -150,13 +155,17 @@ class LeaseWork:
                 "Lease with the option driver 'vfio-pci'.",
             )
         try:
-            return await self._site.backend.open_group(vf.facts.iommu_group, _OPENING_SEC)
+            fd = await self._site.backend.open_group(vf.facts.iommu_group, _OPENING_SEC)
+            self.on_handed(lease, "open-group", "")
+            return fd
         except TimeoutError as error:
+            self.on_handed(lease, "open-group", "it has not opened in time")
             raise Stuck(
                 f"The VFIO group of {lease} has not opened within {_OPENING_SEC:g} s.",
                 "The kernel may still be resetting the VF after its last use; it gives up after 70 s.",
             ) from error
         except OSError as error:
+            self.on_handed(lease, "open-group", str(error))
             if error.errno == errno.EBUSY:
                 raise InUse(f"The VFIO group of {lease} is open already.", "Close it first.") from error
             raise BackendFailed(f"The VFIO group of {lease} cannot be opened: {error}.") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from sriovd.core.recovery.automaton import (
     VfEvent,
     VfState,
 )
-from sriovd.core.recovery.detect import Sight, Walk
+from sriovd.core.recovery.detect import Sight
 from sriovd.core.recovery.gate import Gate
 from sriovd.core.recovery.lives import Answer, VfAnswer
 from sriovd.core.recovery.record import AdapterPe, Place, VfPe
@@ -51,9 +51,6 @@ if TYPE_CHECKING:  # see _surgery
 _log = logging.getLogger(__name__)
 
 _FRESH_USEC = 2_000_000  # the age of an error, of before this start, that still counts: kill -9 and restart
-
-_RECORDS = 16  # errors that are remembered of an adapter
-_WALKS = {walk.value: walk for walk in Walk}
 
 
 class RecoveryKeeper(Showing):
@@ -75,6 +72,8 @@ class RecoveryKeeper(Showing):
         self._changed = asyncio.Event()
         self._frozen = 0  # VFs, by the event that is being taken
         self._watch = Watch(site, self.gate, storms)
+        self.on_adapter_state: Callable[[AdapterPe], None] = lambda _: None  # before anybody is shown it
+        self.on_vf_state: Callable[[VfPe], None] = lambda _: None
         site.lives.do, site.lives.do_vfs = self._do, self._do_vfs
         site.lives.on_change = self._note_change
         self._recall(saved)
@@ -186,7 +185,10 @@ class RecoveryKeeper(Showing):
             self._undertakings.begin(after.slot, "sriovd")
         if after.state is AdapterState.REMOVED:
             self._undertakings.end(after.slot)
+        if before.state is not after.state:
+            self.on_adapter_state(after)
         for vf in vfs:
+            self.on_vf_state(vf)
             self._show_pe(after, vf)
         if before.state is not after.state or before.reason != after.reason or before == after:
             self.show_adapter(after.slot)

@@ -1,0 +1,241 @@
+"""The one place where everything is recorded that is done for a VF, or happens to it.
+
+Rule: whoever does something to a VF tells it here, once, and knows nothing of who reads it. A VF's trace
+begins anew when its lease is over: the next owner sees what was done to make the VF, and nothing of the one
+before. Operators may read that, too. The cost of an event does not depend on how many VFs there are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sriovd.backend.base import ErrorRecord, Evidence, KernelEvent, Uevent
+from sriovd.backend.steps import ChainResult, Script
+from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
+from sriovd.core.trace.notes import Mark, Note, Subject, find_step, note_hang, note_refusal, subject_of
+from sriovd.core.trace.stream import Sink, Stream
+from sriovd.core.trace.transaction import CURRENT, Transaction
+from sriovd.pci import PciAddress
+from sriovd.trace.record import Direction, Record, RecordType, Status
+
+Place = tuple[PciAddress, int]  # PF and index
+
+KEPT = 128  # entries of one VF, of which a lease is a dozen
+KEPT_OF_ALL = 32768  # some 30 MB
+KEPT_AT_LEAST = 4
+KEPT_EARLY = 1024  # functions of which something was told before they were seen
+KEPT_OF_EARLY = 16  # entries of each
+
+
+@dataclass(slots=True)
+class _Trace:
+    """`lease`: the number of the present one, 0 for none. `before`: what was until the last lease's end."""
+
+    stream: Stream
+    lease: int = 0
+    before: Stream | None = None
+
+
+class Recorder:
+    """The traces of all VFs."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._traces: dict[Place, _Trace] = {}
+        self._leased: dict[int, Place] = {}
+        self._early: OrderedDict[PciAddress, Stream] = OrderedDict()
+        self._away: dict[PciAddress, Place] = {}  # of leased VFs that are being made again
+        inventory.listen(self._take_change)
+
+    # Who speaks, and what is done.
+
+    def speak_for(self, place: Place) -> None:
+        """The current transaction is a call of the owner of that VF, and about it."""
+        stream, call = self._stream(place), CURRENT.get()
+        if stream is not None and call is not None and stream not in call.spoken_for:
+            call.spoken_for.append(stream)
+            stream.put(None)
+
+    def note(self, place: Place, note: Note) -> None:
+        """That has happened to the VF just now, by the current transaction."""
+        stream = self._stream(place)
+        if stream is not None:
+            stream.put(note)
+
+    def note_chain(self, transaction: Transaction | None, chain: ChainResult) -> None:
+        """Steps that have been done for that transaction."""
+        if chain.results:
+            stream = self._stream_of(subject_of(chain.results[0].step))
+            if stream is not None:
+                stream.put_of(transaction, chain)
+
+    def note_refusal(self, script: Script, error: Exception) -> None:
+        """A script that sriovd did not begin."""
+        for chain in script.chains:
+            stream = self._stream_of(subject_of(chain.steps[0]))
+            if stream is not None:
+                stream.put(note_refusal(chain.steps[0], error))
+
+    def note_hang(self, script: Script, evidence: Evidence) -> None:
+        """A script that was abandoned."""
+        step = find_step(script, evidence.step)
+        stream = self._stream_of(subject_of(step)) if step is not None else None
+        if step is not None and stream is not None:
+            stream.put(note_hang(step, evidence.running_usec))
+
+    def take(self, event: KernelEvent) -> None:
+        """An event of the host."""
+        match event:
+            case Uevent():
+                note = Note(
+                    RecordType.UEVENT, Direction.FROM_KERNEL, Status.OK, str(event.action),
+                    event.properties.get("ERROR_EVENT", ""),
+                )  # fmt: skip
+                self._put(event.address, note)
+            case ErrorRecord():
+                note = Note(
+                    RecordType.ERROR, Direction.FROM_KERNEL, Status.FAILED, str(event.severity),
+                    f"status {event.status:#010x}", mark=Mark.ERROR,
+                )  # fmt: skip
+                self._put(event.address, note)
+
+    def _put(self, address: PciAddress, note: Note) -> None:
+        stream = self._stream_of(address)
+        if stream is not None:
+            stream.put_of(None, note)
+
+    def note_pe(self, place: Place, state: str, cause: str, mark: Mark | None) -> None:
+        """The PE of the VF there, or of its adapter, has come to that state."""
+        stream = self._stream(place)
+        if stream is not None:
+            note = Note(RecordType.RECOVERY, Direction.TO_OWNER, Status.OK, state, cause, mark=mark)
+            stream.put_of(None, note)
+
+    def note_adapter(self, slot: str, state: str, mark: Mark | None) -> None:
+        """The PE of the adapter in that slot has come to that state: its VFs' owners are told."""
+        for place in self._leased.values():
+            if str(place[0].slot) == slot:
+                self.note_pe(place, f"adapter-{state}", "", mark)
+
+    # Leases.
+
+    def begin_lease(self, number: int, place: Place, owner: str) -> None:
+        """The VF there is lent from now on."""
+        if self._leased.get(number) == place:
+            return
+        stream = self._stream(place)
+        if stream is not None:
+            self._leased[number] = place
+            self._traces[place].lease = number
+            arguments = f"{number} of {owner}"
+            stream.put(
+                Note(
+                    RecordType.BEGIN, Direction.FROM_OWNER, Status.BEGUN, "lease", arguments, mark=Mark.LEASE
+                )
+            )
+
+    def end_lease(self, number: int) -> None:
+        """It is over: what was traced meanwhile is nobody's but operators'."""
+        place = self._leased.pop(number, None)
+        trace = self._traces.get(place) if place is not None else None
+        if trace is None:
+            return
+        trace.stream.sink = None
+        if place is not None and self._address_of(place) is None:
+            del self._traces[place]
+            return
+        trace.before, trace.stream, trace.lease = trace.stream, self._make(trace.stream.vf), 0
+
+    def attach(self, number: int, sink: Sink, history: bool) -> None:
+        """Write the records of that lease to `sink`; with `history`, those that are kept first. Raises
+        KeyError when there is no such lease."""
+        stream = self._traces[self._leased[number]].stream
+        kept = stream.read()
+        stream.sink = sink
+        for record in kept if history else ():
+            sink.write(record)
+
+    def detach(self, number: int) -> None:
+        """Write them there no more."""
+        place = self._leased.get(number)
+        if place is not None:
+            self._traces[place].stream.sink = None
+
+    def next_transaction(self, number: int) -> int:
+        """The id that the next record of that lease will have. Raises KeyError."""
+        return self._traces[self._leased[number]].stream.next_id
+
+    def seed(self, number: int, next_transaction: int) -> None:
+        """Go on with ids from there: a former daemon has used those before. Raises KeyError."""
+        stream = self._traces[self._leased[number]].stream
+        stream.next_id = max(stream.next_id, next_transaction)
+
+    def tail(self, place: Place, lease: int = 0) -> Sequence[Record]:
+        """The last records of the VF there, the oldest first: those of its present lease and of what made
+        the VF before; `lease` 0: also those of the last lease, for operators."""
+        trace = self._traces.get(place)
+        if trace is None or (lease and trace.lease != lease):
+            return ()
+        before = trace.before.read() if trace.before is not None and not lease else ()
+        return [*before, *trace.stream.read()]
+
+    # VFs.
+
+    def _take_change(self, change: Change) -> None:
+        match change:
+            case FunctionChange(before=None, after=Function(virtual=virtual) as vf) if virtual is not None:
+                self._note_vf(vf.address, (virtual.parent, virtual.index))
+            case FunctionChange(before=Function(virtual=virtual) as vf, after=None) if virtual is not None:
+                self._note_gone(vf.address, (virtual.parent, virtual.index))
+
+    def _note_vf(self, vf: PciAddress, place: Place) -> None:
+        """It is seen for the first time, or again."""
+        early, trace = self._early.pop(vf, None), self._traces.get(place)
+        if trace is not None:
+            trace.stream.vf = vf
+            self._away = {address: where for address, where in self._away.items() if where != place}
+        elif early is not None:
+            early.keep(self._share())
+            self._traces[place] = _Trace(early)
+
+    def _note_gone(self, vf: PciAddress, place: Place) -> None:
+        trace = self._traces.get(place)
+        if trace is not None and trace.lease:
+            self._away[vf] = place
+        elif trace is not None:
+            del self._traces[place]
+
+    def _stream_of(self, subject: Subject | None) -> Stream | None:
+        """Of a VF; None for a PF. What is done to make a VF is told before it is seen."""
+        if subject is None or not isinstance(subject, PciAddress):
+            return self._stream(subject) if subject is not None else None
+        function = self._inventory.functions.get(subject)
+        if function is not None:
+            virtual = function.virtual
+            return self._stream((virtual.parent, virtual.index)) if virtual is not None else None
+        if subject in self._away:
+            return self._stream(self._away[subject])
+        while subject not in self._early and len(self._early) >= KEPT_EARLY:
+            self._early.popitem(last=False)
+        return self._early.setdefault(subject, Stream(subject, KEPT_OF_EARLY))
+
+    def _stream(self, place: Place) -> Stream | None:
+        trace = self._traces.get(place)
+        if trace is None:
+            address = self._address_of(place)
+            if address is None:
+                return None
+            trace = self._traces[place] = _Trace(self._make(address))
+        return trace.stream
+
+    def _address_of(self, place: Place) -> PciAddress | None:
+        return self._inventory.vfs_of(place[0]).get(place[1])
+
+    def _make(self, vf: PciAddress) -> Stream:
+        return Stream(vf, self._share())
+
+    def _share(self) -> int:
+        """How much is kept of one more VF."""
+        return max(KEPT_AT_LEAST, min(KEPT, KEPT_OF_ALL // (len(self._traces) + 1)))

@@ -1,0 +1,93 @@
+"""What the parts of sriovd do, told to the recorder and the audit trail.
+
+Rule: wiring only: here, and nowhere else, stands which of their doings are recorded.
+"""
+
+from __future__ import annotations
+
+from sriovd.backend.base import Evidence, KernelEvent
+from sriovd.backend.steps import Script
+from sriovd.core.errors import SriovdError
+from sriovd.core.execute import Executor
+from sriovd.core.inventory import Inventory
+from sriovd.core.lease.keeper import LeaseKeeper
+from sriovd.core.lease.record import Lease, LeaseState
+from sriovd.core.lease.work import LeaseWork
+from sriovd.core.picture import Picture
+from sriovd.core.recovery.automaton import AdapterState, VfState
+from sriovd.core.recovery.keeper import RecoveryKeeper
+from sriovd.core.recovery.record import AdapterPe, VfPe
+from sriovd.core.trace import audit_trail
+from sriovd.core.trace.notes import Mark, Note
+from sriovd.core.trace.recorder import Recorder
+from sriovd.trace.record import Direction, RecordType, Status
+
+_MARKS = {
+    VfState.FROZEN_OWN: Mark.INCIDENT,
+    VfState.FROZEN_PROPAGATED: Mark.INCIDENT,
+    VfState.ONLINE: Mark.END_OF_INCIDENT,
+}
+
+
+class Witness:
+    """Sees what is done."""
+
+    def __init__(self, recorder: Recorder, inventory: Inventory) -> None:
+        self._recorder = recorder
+        self._inventory = inventory
+
+    def watch(
+        self,
+        executor: Executor,
+        leases: LeaseKeeper,
+        work: LeaseWork,
+        recovery: RecoveryKeeper,
+        picture: Picture,
+    ) -> None:
+        """Be told from now on."""
+        executor.on_chain = self._recorder.note_chain
+        executor.on_refused, executor.on_hung = self._note_refused, self._note_hung
+        executor.on_written = audit_trail.tell_written
+        leases.on_owner = lambda lease: self._recorder.speak_for((lease.pf, lease.index))
+        leases.listen(self._note_lease, lambda lease: self._recorder.end_lease(lease.number))
+        work.on_handed = self._note_handed
+        recovery.on_adapter_state, recovery.on_vf_state = self._note_adapter, self._note_vf
+        tell = picture.on_event
+
+        def take(event: KernelEvent) -> None:
+            self._recorder.take(event)  # first: it is the cause of what follows
+            tell(event)
+
+        picture.on_event = take
+
+    def _note_refused(self, adapter: str, script: Script, error: SriovdError) -> None:
+        self._recorder.note_refusal(script, error)
+        audit_trail.tell_refused(adapter, script, error)
+
+    def _note_hung(self, script: Script, evidence: Evidence) -> None:
+        self._recorder.note_hang(script, evidence)
+
+    def _note_lease(self, lease: Lease) -> None:
+        place = lease.pf, lease.index
+        if lease.state is not LeaseState.RELEASED:
+            self._recorder.begin_lease(lease.number, place, lease.name)
+        self._recorder.note(
+            place, Note(RecordType.NOTE, Direction.TO_OWNER, Status.OK, f"lease-{lease.state}")
+        )
+
+    def _note_handed(self, lease: Lease, what: str, error: str) -> None:
+        status = Status.FAILED if error else Status.OK
+        note = Note(RecordType.HAND_OVER, Direction.TO_KERNEL, status, what, error or f"uid {lease.uid}")
+        self._recorder.note((lease.pf, lease.index), note)
+        vf = self._inventory.vfs_of(lease.pf).get(lease.index)
+        if vf is not None:
+            audit_trail.tell_handed(vf, str(lease.pf.slot), what, error or "done")
+
+    def _note_adapter(self, pe: AdapterPe) -> None:
+        mark = Mark.INCIDENT if pe.state is AdapterState.FROZEN else None
+        self._recorder.note_adapter(pe.slot, str(pe.state), mark)
+
+    def _note_vf(self, pe: VfPe) -> None:
+        cause = "own error" if pe.own else "error of its adapter"
+        arguments = "" if pe.state is VfState.ONLINE else cause
+        self._recorder.note_pe(pe.place, pe.state.word, arguments, _MARKS.get(pe.state))
