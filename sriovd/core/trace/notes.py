@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from sriovd.backend.base import ErrorRecord, Uevent
 from sriovd.backend.steps import Access, Script, Step, StepResult, Verb
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
@@ -86,6 +87,17 @@ def note_hang(step: Step, running_usec: int) -> Note:
     return Note(
         type_of(step), Direction.TO_KERNEL, Status.FAILED, str(step.verb),
         "has not returned from the kernel", latency_nsec=running_usec * 1000,
+    )  # fmt: skip
+
+
+def note_event(event: Uevent | ErrorRecord) -> Note:
+    """Something that the kernel has told."""
+    if isinstance(event, Uevent):
+        arguments = event.properties.get("ERROR_EVENT", "")
+        return Note(RecordType.UEVENT, Direction.FROM_KERNEL, Status.OK, str(event.action), arguments)
+    return Note(
+        RecordType.ERROR, Direction.FROM_KERNEL, Status.FAILED, str(event.severity),
+        f"status {event.status:#010x}", mark=Mark.ERROR,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Recorder:
         self._inventory = inventory
         self._traces: dict[Place, _Trace] = {}
         self._leased: dict[int, Place] = {}
+        self._at: dict[PciAddress, Stream] = {}  # the traces of the VFs that are there, by address
         self._early: OrderedDict[PciAddress, Stream] = OrderedDict()
         self._away: dict[PciAddress, Place] = {}  # of leased VFs that are being made again
         inventory.listen(self._take_change)
@@ -55,7 +56,7 @@ class Recorder:
         """The current transaction is a call of the owner of that VF, and about it."""
         stream, call = self._stream(place), CURRENT.get()
         if stream is not None and call is not None and stream not in call.spoken_for:
-            call.spoken_for.append(stream)
+            call.spoken_for.add(stream)
             stream.put(None)
 
     def note(self, place: Place, note: Note) -> None:
@@ -66,10 +67,12 @@ class Recorder:
 
     def note_chain(self, transaction: Transaction | None, chain: ChainResult) -> None:
         """Steps that have been done for that transaction."""
-        if chain.results:
-            stream = self._stream_of(subject_of(chain.results[0].step))
-            if stream is not None:
-                stream.put_of(transaction, chain)
+        if not chain.results:
+            return
+        subject = subject_of(chain.results[0].step)
+        stream = self._at.get(subject) or self._stream_of(subject)  # type: ignore[arg-type]
+        if stream is not None:
+            stream.put_of(transaction, chain)
 
     def note_refusal(self, script: Script, error: Exception) -> None:
         """A script that sriovd did not begin."""
@@ -87,24 +90,10 @@ class Recorder:
 
     def take(self, event: KernelEvent) -> None:
         """An event of the host."""
-        match event:
-            case Uevent():
-                note = Note(
-                    RecordType.UEVENT, Direction.FROM_KERNEL, Status.OK, str(event.action),
-                    event.properties.get("ERROR_EVENT", ""),
-                )  # fmt: skip
-                self._put(event.address, note)
-            case ErrorRecord():
-                note = Note(
-                    RecordType.ERROR, Direction.FROM_KERNEL, Status.FAILED, str(event.severity),
-                    f"status {event.status:#010x}", mark=Mark.ERROR,
-                )  # fmt: skip
-                self._put(event.address, note)
-
-    def _put(self, address: PciAddress, note: Note) -> None:
-        stream = self._stream_of(address)
-        if stream is not None:
-            stream.put_of(None, note)
+        if isinstance(event, Uevent | ErrorRecord):
+            stream = self._at.get(event.address) or self._stream_of(event.address)
+            if stream is not None:
+                stream.put_of(None, event)
 
     def note_pe(self, place: Place, state: str, cause: str, mark: Mark | None) -> None:
         """The PE of the VF there, or of its adapter, has come to that state."""
@@ -147,6 +136,7 @@ class Recorder:
             del self._traces[place]
             return
         trace.before, trace.stream, trace.lease = trace.stream, self._make(trace.stream.vf), 0
+        self._at[trace.stream.vf] = trace.stream
 
     def attach(self, number: int, sink: Sink, history: bool) -> None:
         """Write the records of that lease to `sink`; with `history`, those that are kept first. Raises
@@ -195,13 +185,16 @@ class Recorder:
         early, trace = self._early.pop(vf, None), self._traces.get(place)
         if trace is not None:
             trace.stream.vf = vf
+            self._at[vf] = trace.stream
             self._away = {address: where for address, where in self._away.items() if where != place}
         elif early is not None:
             early.keep(self._share())
             self._traces[place] = _Trace(early)
+            self._at[vf] = early
 
     def _note_gone(self, vf: PciAddress, place: Place) -> None:
         trace = self._traces.get(place)
+        self._at.pop(vf, None)
         if trace is not None and trace.lease:
             self._away[vf] = place
         elif trace is not None:
@@ -228,6 +221,7 @@ class Recorder:
             if address is None:
                 return None
             trace = self._traces[place] = _Trace(self._make(address))
+            self._at[address] = trace.stream
         return trace.stream
 
     def _address_of(self, place: Place) -> PciAddress | None:

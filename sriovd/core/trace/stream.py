@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from sriovd.backend.base import ErrorRecord, KernelEvent, Uevent
 from sriovd.backend.steps import ChainResult
 from sriovd.core import errors
-from sriovd.core.trace.notes import Mark, Note, note_step
+from sriovd.core.trace.notes import Mark, Note, note_event, note_step
 from sriovd.core.trace.transaction import CURRENT, Branch, Transaction
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
@@ -39,12 +40,11 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-class _Entry(NamedTuple):
-    """`what`: None when the transaction has but begun."""
+What = ChainResult | Note | KernelEvent | None
+"""What can happen; None: the transaction has but begun."""
 
-    time_nsec: int
-    transaction: Transaction | None
-    what: ChainResult | Note | _End | None
+_Entry = tuple[int, Transaction | None, What | _End]
+"""When (CLOCK_MONOTONIC, nanoseconds), by what, and what. A bare tuple, because there are many."""
 
 
 class Stream:
@@ -69,21 +69,21 @@ class Stream:
 
     # What happens.
 
-    def put(self, what: ChainResult | Note | None) -> None:
+    def put(self, what: What) -> None:
         """It has happened just now, by the current transaction."""
         self.put_of(CURRENT.get(), what)
 
-    def put_of(self, transaction: Transaction | None, what: ChainResult | Note | None) -> None:
+    def put_of(self, transaction: Transaction | None, what: What) -> None:
         """As put, by that transaction."""
         cause = transaction
         while cause is not None and self not in cause.touched:  # for their ends
-            cause.touched.append(self)
+            cause.touched[self] = None
             cause = cause.parent
-        self._take(_Entry(time.monotonic_ns(), transaction, what))
+        self._take((time.monotonic_ns(), transaction, what))
 
     def put_end(self, transaction: Transaction, error: BaseException | None) -> None:
         """A transaction of which something is here has ended."""
-        self._take(_Entry(time.monotonic_ns(), transaction, _End(error)))
+        self._take((time.monotonic_ns(), transaction, _End(error)))
 
     def _take(self, entry: _Entry) -> None:
         if self.sink is not None:
@@ -113,21 +113,24 @@ class Stream:
                 self.sink.write(record)
 
     def _make(self, entry: _Entry) -> Iterator[Record]:
+        time_nsec, transaction, what = entry
         if not self._root:
             self._root = self.next_id
             begin = Note(RecordType.BEGIN, Direction.NONE, Status.BEGUN, "vf", str(self.vf))
-            yield self._record(entry.time_nsec, begin, 0)
+            yield self._record(time_nsec, begin, 0)
         parent = self._cause
-        if entry.transaction is not None:
-            yield from self._open(entry.transaction)
-            parent = entry.transaction.branches[self].number
-        match entry.what:
-            case ChainResult() as chain:
-                yield from self._list_steps(entry.time_nsec, chain, parent)
-            case Note() as note:
-                yield self._note(entry.time_nsec, note, parent)
-            case _End(error) if entry.transaction is not None:
-                yield self._end(entry.time_nsec, entry.transaction, error)
+        if transaction is not None:
+            yield from self._open(transaction)
+            parent = transaction.branches[self].number
+        match what:
+            case ChainResult():
+                yield from self._list_steps(time_nsec, what, parent)
+            case Note():
+                yield self._note(time_nsec, what, parent)
+            case _End(error) if transaction is not None:
+                yield self._end(time_nsec, transaction, error)
+            case Uevent() | ErrorRecord():
+                yield self._note(time_nsec, note_event(what), parent)
 
     def _list_steps(self, time_nsec: int, chain: ChainResult, parent: int) -> Iterator[Record]:
         """They were done one right after the other, the last just now."""

@@ -40,8 +40,8 @@ class Transaction:
     parent: Transaction | None = None
     began_nsec: int = field(default_factory=time.monotonic_ns)
     branches: dict[Trace, Branch] = field(default_factory=dict)
-    touched: list[Trace] = field(default_factory=list)
-    spoken_for: list[Trace] = field(default_factory=list)
+    touched: dict[Trace, None] = field(default_factory=dict)  # in their order
+    spoken_for: set[Trace] = field(default_factory=set)
     is_over: bool = False
 
 

@@ -75,7 +75,7 @@ def test_what_an_error_says_is_told_to_who_asked_only() -> None:
     for own in (True, False):
         with pytest.raises(LockedOut), transaction("Unfreeze", "uid 7") as call:
             if own:
-                call.spoken_for.append(stream)
+                call.spoken_for.add(stream)
             stream.put(None)
             raise LockedOut("another VF's address is in here")
     first, second = (each for each in stream.read() if each.type is RecordType.END)
