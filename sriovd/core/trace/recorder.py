@@ -22,6 +22,7 @@ from sriovd.trace.record import Direction, Record, RecordType, Status
 
 Place = tuple[PciAddress, int]  # PF and index
 
+_TOLD = (Uevent, ErrorRecord)
 KEPT = 128  # entries of one VF, of which a lease is a dozen
 KEPT_OF_ALL = 32768  # some 30 MB
 KEPT_AT_LEAST = 4
@@ -90,7 +91,7 @@ class Recorder:
 
     def take(self, event: KernelEvent) -> None:
         """An event of the host."""
-        if isinstance(event, Uevent | ErrorRecord):
+        if isinstance(event, _TOLD):
             stream = self._at.get(event.address) or self._stream_of(event.address)
             if stream is not None:
                 stream.put_of(None, event)
@@ -159,8 +160,7 @@ class Recorder:
 
     def seed(self, number: int, next_transaction: int) -> None:
         """Go on with ids from there: a former daemon has used those before. Raises KeyError."""
-        stream = self._traces[self._leased[number]].stream
-        stream.next_id = max(stream.next_id, next_transaction)
+        self._traces[self._leased[number]].stream.resume(next_transaction)
 
     def tail(self, place: Place, lease: int = 0) -> Sequence[Record]:
         """The last records of the VF there, the oldest first: those of its present lease and of what made

@@ -29,6 +29,9 @@ _TRIED = (
 )  # fmt: skip
 
 
+ROOT_ID = 1
+
+
 class Sink(Protocol):
     """Where records are written as they come: an owner's buffer (core/trace/buffer.py)."""
 
@@ -53,7 +56,7 @@ class Stream:
     def __init__(self, vf: PciAddress, kept: int) -> None:
         self.vf = vf
         self.sink: Sink | None = None
-        self.next_id = 1
+        self.next_id = ROOT_ID
         self._entries: deque[_Entry] = deque(maxlen=kept)
         self._records: deque[Record] = deque(maxlen=kept)
         self._dropped = 0  # entries and records that were not kept
@@ -66,6 +69,11 @@ class Stream:
         """Keep so many from now on."""
         self._entries = deque(self._entries, kept)
         self._records = deque(self._records, kept)
+
+    def resume(self, next_id: int) -> None:
+        """Go on where another stream of the same VF ended, of which nothing is here."""
+        if next_id > self.next_id:
+            self.next_id, self._root = next_id, self._root or ROOT_ID
 
     # What happens.
 

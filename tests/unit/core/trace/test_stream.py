@@ -174,3 +174,15 @@ def test_the_oldest_are_dropped_and_counted() -> None:
     assert stream.dropped == 4
     assert [each.transaction for each in stream.read()] == [2, 3, 4, 5, 6]  # the VF itself is the fifth
     assert stream.dropped == 5
+
+
+def test_after_a_restart_ids_go_on_below_the_same_vf() -> None:
+    stream = make_stream()
+    stream.put(make_note("lease", Mark.LEASE))
+    stream.resume(41)
+    stream.put(make_note("later"))
+    lease, later = stream.read()
+    assert (lease.transaction, lease.parent) == (41, 1)
+    assert (later.transaction, later.parent) == (42, 41)
+    stream.resume(7)
+    assert stream.next_id == 43
