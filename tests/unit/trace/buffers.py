@@ -62,7 +62,7 @@ class Buffer:
         self._pending = 0
 
     def write(self, record: Record) -> None:
-        """Publish `record`, or drop it: as tracing.rst of the format says it."""
+        """Publish `record`, or drop it, as layout.py says it."""
         if self.header.flags & Flag.DROP and self.producer - self._find_consumer() >= self.header.capacity:
             self._pending += 1
             self.store(LOST, self.load(LOST) + 1)
@@ -137,11 +137,9 @@ def damage(source: random.Random, whole: bytes) -> bytes:
     for _ in range(source.randrange(1, 6)):
         where = source.choice([136, HEADER_BYTES + 16, len(memory)])
         size = source.choice([1, 2, 4, 8])
-        offset = source.randrange(max(1, min(where, len(memory)) - size)) // size * size
+        offset = source.randrange(min(where, len(memory)) - size) // size * size
         value = source.choice([*INTERESTING, source.getrandbits(64)]) & (1 << 8 * size) - 1
         memory[offset : offset + size] = value.to_bytes(size, "little")
-        if source.random() < 0.05:
-            memory = memory[: source.randrange(len(memory) + 1)] or memory
-    if source.random() < 0.5:  # or nothing is ever reached but the check of the magic number
-        struct.pack_into("<8sHHII", memory.ljust(24, b"\0"), 0, b"SRIOVTRC", 1, 0, HEADER_BYTES, RECORD_BYTES)
-    return bytes(memory)
+    if source.random() < 0.8:  # or little is reached but the check of the magic number
+        struct.pack_into("<8sHHII", memory, 0, b"SRIOVTRC", 1, 0, HEADER_BYTES, RECORD_BYTES)
+    return bytes(memory if source.random() < 0.95 else memory[: source.randrange(len(memory))])
