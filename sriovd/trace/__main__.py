@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -74,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse_arguments(arguments)
     try:
         with contextlib.ExitStack() as stack:
-            return Session(given, stack).run()
+            session = Session(given, stack)
+            stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, session.interrupt))
+            return session.run()
     except BrokenPipeError:  # as with `| head`: what is still to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -85,6 +88,7 @@ class Session:
 
     def __init__(self, given: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         self._given = given
+        self._interrupted = False
         self._bad: set[str] = set()
         self._views: dict[str, View] = {}
         self._before = "[\n" if given.chrome else ""  # what goes before the next line
@@ -95,15 +99,18 @@ class Session:
 
     def run(self) -> int:
         """Show them, to their end or with --follow until tracing ends; the exit status."""
-        with contextlib.suppress(KeyboardInterrupt):
-            while self._show_all() and self._given.follow:
-                time.sleep(_POLL_S)
+        while self._show_all() and self._given.follow and not self._interrupted:
+            time.sleep(_POLL_S)
         if self._given.chrome:
             print("[]" if self._before == "[\n" else "\n]")
         for path in self._list_good():
             with self._telling_of(path):
                 self._tell_counts(path)
         return 1 if self._bad else 0
+
+    def interrupt(self, *_: object) -> None:
+        """End after the present line: an exception might come in the middle of one. A signal's handler."""
+        self._interrupted = True
 
     def _show_all(self) -> bool:
         """Whether there may be more."""
@@ -117,6 +124,8 @@ class Session:
     def _show(self, view: View) -> bool:
         is_active = view.reader.is_active
         for line in view.show():
+            if self._interrupted:
+                break
             print(self._before + line, end="" if self._given.chrome else "\n")
             self._before = ",\n" if self._given.chrome else ""
         if self._given.consume:

@@ -167,7 +167,7 @@ struct sriovd_trace_header {
 	uint32_t header_bytes; /* 4096: the records begin there */
 	uint32_t record_bytes; /* 256: from one record to the next */
 	uint32_t capacity; /* how many records there is room for, 2 at least */
-	_Atomic uint32_t flags; /* bit 0: drop mode, otherwise overwrite; bit 1: active, sriovd writes */
+	_Atomic uint32_t flags; /* bit 0: drop mode, else overwrite; bit 1: active, sriovd writes */
 	uint32_t vf; /* the VF when tracing began: domain (its lower 16 bits) << 16 | routing id */
 	uint64_t started_nsec; /* when tracing began, CLOCK_MONOTONIC, in ns */
 	uint64_t realtime_nsec; /* the same moment, CLOCK_REALTIME, in ns since 1970 */
