@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-from sriovd import __version__
 from sriovd.trace.layout import MAJOR, MINOR, TraceError
 from sriovd.trace.names import name_member
 from sriovd.trace.reader import TraceReader
@@ -38,8 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"sriovd {__version__}, trace format {MAJOR}.{MINOR}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"sriovd trace format {MAJOR}.{MINOR}")
     parser.add_argument("files", metavar="FILE", nargs="+", help="a saved buffer, or /proc/PID/fd/N")
     parser.add_argument("--follow", action="store_true", help="go on until tracing ends, or Ctrl-C")
     parser.add_argument(
@@ -106,6 +104,7 @@ class Session:
         for path in self._list_good():
             with self._telling_of(path):
                 self._tell_counts(path)
+        sys.stdout.flush()  # while a pipe that is closed is still expected
         return 1 if self._bad else 0
 
     def interrupt(self, *_: object) -> None:
@@ -118,16 +117,17 @@ class Session:
         for path in self._list_good():
             with self._telling_of(path):
                 is_active |= self._show(self._views[path])
-        sys.stdout.flush()
         return is_active
 
     def _show(self, view: View) -> bool:
+        """Whether there may be more. What is taken from a buffer has gone out before."""
         is_active = view.reader.is_active
         for line in view.show():
             if self._interrupted:
-                break
+                return False
             print(self._before + line, end="" if self._given.chrome else "\n")
             self._before = ",\n" if self._given.chrome else ""
+        sys.stdout.flush()
         if self._given.consume:
             view.reader.release()
         return is_active
