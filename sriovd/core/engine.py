@@ -39,6 +39,7 @@ from sriovd.core.recovery.lives import Lives
 from sriovd.core.recovery.site import Site as RecoverySite
 from sriovd.core.recovery.site import Views
 from sriovd.core.store import MEMORY, Intent, Store
+from sriovd.core.trace.unrecorded import Unrecorded
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
@@ -94,6 +95,7 @@ class Engine:
         )
         self.work = LeaseWork(Site(backend, self.jobs, self.workplace, hands, self.rulebook, places.cdi))
         self.leases = LeaseKeeper(self.inventory, self.work, self.store, saved.last_lease)
+        self.recorder = Unrecorded()
         self.usage.lease_of = self.leases.describe_lease_of
         self.recovery = self._make_recovery(hands)
         self.auditor = self._make_auditor()

@@ -143,5 +143,7 @@ def damage(source: random.Random, whole: bytes) -> bytes:
         if source.random() < 0.05:
             memory = memory[: source.randrange(len(memory) + 1)] or memory
     if source.random() < 0.5:  # or nothing is ever reached but the check of the magic number
-        struct.pack_into("<8sHHII", memory.ljust(24, b"\0"), 0, b"SRIOVTRC", 1, 0, HEADER_BYTES, RECORD_BYTES)
+        struct.pack_into(
+            "<8sHHII", memory.ljust(24, b"\0"), 0, b"SRIOVTRC", 1, 0, HEADER_BYTES, RECORD_BYTES
+        )
     return bytes(memory)
