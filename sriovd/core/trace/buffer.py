@@ -9,6 +9,7 @@ next writes on.
 from __future__ import annotations
 
 import mmap
+import sys
 import time
 from dataclasses import replace
 from enum import StrEnum
@@ -105,19 +106,26 @@ class BufferWriter:
         start = layout.HEADER_BYTES + self._producer % self.capacity * layout.RECORD_BYTES
         untold = self._lost - self._told
         body = layout.encode_record(replace(record, lost=record.lost + untold) if untold else record)
-        self._words[start >> 3] = 0
+        self._words[start >> 3] = 0  # the same in every byte order
         self._bytes[start + layout.BODY : start + layout.RECORD_BYTES] = body
-        self._words[start >> 3] = after
+        self._words[start >> 3] = _swap(after)
         self._told = self._account[ledger.TOLD + (after & 1)] = self._lost
         self._producer = self._account[ledger.PRODUCER] = after
 
     def _is_full(self) -> bool:
         oldest = self._producer - self.capacity
-        consumer = self._words[_CONSUMER]
+        consumer = _swap(self._words[_CONSUMER])
         return not oldest < consumer <= self._producer
 
     def _publish_counters(self) -> None:
         lost = self._lost if self._drops else max(0, self._producer - self.capacity + 1)
-        self._words[_LOST] = lost
-        self._words[_NEXT_TRANSACTION] = self._next_transaction
-        self._words[_PRODUCER] = self._producer
+        self._words[_LOST] = _swap(lost)
+        self._words[_NEXT_TRANSACTION] = _swap(self._next_transaction)
+        self._words[_PRODUCER] = _swap(self._producer)
+
+
+def _swap(word: int) -> int:
+    """A word of this machine's as the format has it, little-endian, or the other way round."""
+    if sys.byteorder == "little":
+        return word
+    return int.from_bytes(word.to_bytes(8, "little"), "big")

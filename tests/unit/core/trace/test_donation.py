@@ -110,6 +110,12 @@ def reopened(flags: int) -> int:
     return other
 
 
+def pipe() -> int:
+    reading, writing = os.pipe()
+    os.close(writing)
+    return reading
+
+
 def unlinked_file(directory: str) -> int:
     path = f"{directory}/sriovd-test-{os.getpid()}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -143,7 +149,7 @@ def punched() -> int:
 
 HOSTILE: dict[str, tuple[Callable[[], int], str]] = {
     "a socket": (lambda: socket.socket(socket.AF_UNIX).detach(), "cannot be sealed"),
-    "a pipe": (lambda: os.pipe()[0], "cannot be sealed"),
+    "a pipe": (pipe, "cannot be sealed"),
     "a device": (lambda: os.open("/dev/zero", os.O_RDWR), "cannot be sealed"),
     "a directory": (lambda: os.open("/", os.O_RDONLY), "cannot be sealed"),
     "a file on a disk": (lambda: os.open(__file__, os.O_RDONLY), "cannot be sealed"),
