@@ -32,6 +32,7 @@ from sriovd.bus.policy_verbs import PolicyVerbs
 from sriovd.bus.polkit import Authority
 from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.recovery_verbs import RecoveryVerbs
+from sriovd.bus.trace_verbs import TraceVerbs
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
 from sriovd.core.engine import Engine, Places
@@ -39,6 +40,7 @@ from sriovd.core.inventory import Change, FunctionChange
 from sriovd.core.jobs import Job, JobState
 from sriovd.core.lease.record import Lease
 from sriovd.core.messages import Message, announce
+from sriovd.core.trace.desk import Shelf, TraceDesk
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +66,12 @@ class Daemon:
         self._settings = settings
         self._engine = Engine(backend, settings.places)
         self._descriptors = Descriptors(
-            self._engine.leases.owner_gone, keepsakes.keep_descriptor, keepsakes.drop_descriptor
+            self._engine.leases.owner_gone, keepsakes.keep_lease, keepsakes.drop_lease
+        )
+        self._traces = TraceDesk(
+            self._engine.recorder,
+            self._engine.leases.vf_address,
+            Shelf(keepsakes.keep_trace, keepsakes.drop_trace, keepsakes.keep_ledger, keepsakes.drop_ledger),
         )
         self._stream = OwnerStream(self._engine.leases, self._descriptors)
         self._stop = asyncio.Event()
@@ -141,6 +148,9 @@ class Daemon:
             **RecoveryVerbs(
                 engine.inventory, engine.leases, engine.recovery, objects, authority, connection
             ).handlers(),
+            **TraceVerbs(
+                engine.inventory, engine.leases, self._traces, engine.recorder, objects, authority
+            ).handlers(),
         }  # fmt: skip
 
     def _show_changes(self, tree: Tree, objects: Objects) -> None:
@@ -156,6 +166,7 @@ class Daemon:
 
         def end(lease: Lease) -> None:
             self._stream.close(lease)
+            self._traces.end(lease)
             objects.drop_lease(lease)
             engine.policy.note_pf(lease.pf)  # what it was in the way of may be done now
 
@@ -164,14 +175,15 @@ class Daemon:
     def _take_up_leases(self) -> None:
         """A kept descriptor of a lease that never came to be is closed: its number will be another's."""
         kept = keepsakes.take_descriptors()
-        self._engine.take_up_leases(frozenset(kept))
-        for number, own in kept.items():
+        self._engine.take_up_leases(frozenset(kept.leases))
+        self._traces.restore(kept.traces, kept.ledger, self._engine.leases.get)
+        for number, own in kept.leases.items():
             lease = self._engine.leases.get(number)
             if lease is not None and lease.held_by_descriptor:
                 self._descriptors.take_up(number, own, lease.uid)
             else:
                 own.close()
-                keepsakes.drop_descriptor(number)
+                keepsakes.drop_lease(number)
 
     def _keep_journal(self) -> None:
         self._engine.executor.on_stuck = self._note_stuck

@@ -30,6 +30,7 @@ VIRTUAL_FUNCTION = "org.sriovd1.VirtualFunction"
 JOB = "org.sriovd1.Job"
 LEASE_INTERFACE = "org.sriovd1.Lease"
 RECOVERY = "org.sriovd1.Recovery"
+TRACE = "org.sriovd1.Trace"
 SIMULATOR_INTERFACE = "org.sriovd1.Simulator"
 
 _PATHS_KEPT = 1024
@@ -76,6 +77,7 @@ def function_interfaces(function: Function, num_vfs: int, standing: Standing) ->
             "PhysicalFunction": function_path(virtual.parent),
             "Index": virtual.index,
         }
+        interfaces[TRACE] = {}
     return interfaces
 
 

@@ -158,8 +158,23 @@ def test_what_nobody_knows_is_let_go(systemd: FakeSystemd) -> None:
         "lease-x": os.open("/dev/null", os.O_RDONLY), "stranger": os.open("/dev/null", os.O_RDONLY),
     }  # fmt: skip
     taken = keepsakes.take_descriptors()
-    assert set(taken) == {7}
+    assert (set(taken.leases), set(taken.traces), taken.ledger) == ({7}, set(), None)
     assert set(systemd.kept) <= {"lease-7", "lease-8"}
+
+
+def test_buffers_and_their_ledger_come_back(systemd: FakeSystemd) -> None:
+    systemd.kept = {
+        "trace-3": os.memfd_create("buffer"), "trace-ledger": os.memfd_create("ledger"),
+        "trace-4": os.open("/dev/null", os.O_RDWR), "trace-0": os.memfd_create("odd"),
+        "trace-": os.memfd_create("odd"), "trace-ledger-2": os.memfd_create("odd"),
+        "lease-9": os.memfd_create("odd"),
+    }  # fmt: skip
+    taken = keepsakes.take_descriptors()
+    assert (taken.leases, set(taken.traces)) == ({}, {3})
+    assert taken.ledger is not None
+    links = [os.readlink(f"/proc/self/fd/{fd}") for fd in (taken.traces[3], taken.ledger)]
+    assert links == ["/memfd:buffer (deleted)", "/memfd:ledger (deleted)"]
+    assert set(systemd.kept) <= {"trace-3", "trace-4", "trace-ledger", "lease-9"}
 
 
 def test_systemds_own_library_gives_them() -> None:
@@ -167,7 +182,7 @@ def test_systemds_own_library_gives_them() -> None:
     own, theirs = socket.socketpair()
     script = (
         "from sriovd.keepsakes import take_descriptors;"
-        "print({number: end.send(b'x') for number, end in take_descriptors().items()})"
+        "print({number: end.send(b'x') for number, end in take_descriptors().leases.items()})"
     )
     starter = (
         f"import os, sys; os.dup2({own.fileno()}, 3);"

@@ -40,6 +40,7 @@ from sriovd.bus.objects import (
     PHYSICAL_FUNCTION,
     RECOVERY,
     SIMULATOR_INTERFACE,
+    TRACE,
     VIRTUAL_FUNCTION,
     Objects,
     function_path,
@@ -51,12 +52,14 @@ from sriovd.bus.polkit import Authority
 from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.recovery_verbs import RecoveryVerbs
 from sriovd.bus.signature import Variant
+from sriovd.bus.trace_verbs import TraceVerbs
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import NotAuthorized, NotOwner
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lifecycle import CountOptions
+from sriovd.core.trace.desk import Shelf, TraceDesk
 from sriovd.daemon import _CONTRACT_FILE, _contract_for
 from sriovd.pci import PciAddress
 
@@ -65,6 +68,8 @@ from .support import in_loop
 
 PF, VF, OWNER, TENANT, STRANGER = "0000:01:00.0", "0000:01:10.0", "vm", 1000, 1001
 OPTIONS: dict[str, Variant] = {}
+OWNED = {"owner": Variant("s", OWNER)}
+NO_BUFFER = 0  # a descriptor that is none
 
 # Interface and method -> the action, and arguments with which it would work.
 TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
@@ -93,6 +98,9 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (MANAGER, "Lift"): (RECOVER, (PF, OPTIONS)),
     (MANAGER, "ListBundles"): (INSPECT, ("0000:01:00",)),
     (MANAGER, "ReadBundle"): (RECOVER, (1, "text")),
+    (MANAGER, "StartTrace"): (LEASE, (VF, NO_BUFFER, OWNED)),
+    (MANAGER, "StopTrace"): (LEASE, (VF, OWNED)),
+    (MANAGER, "ReadTrace"): (LEASE, (VF, OWNED)),
     (FUNCTION, "Bind"): (BIND_DRIVER, ("pci-stub", OPTIONS)),
     (FUNCTION, "Unbind"): (BIND_DRIVER, (OPTIONS,)),
     (FUNCTION, "Reset"): (RESET, (OPTIONS,)),
@@ -110,6 +118,9 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (RECOVERY, "Lift"): (RECOVER, (OPTIONS,)),
     (RECOVERY, "ListBundles"): (INSPECT, ()),
     (RECOVERY, "ReadBundle"): (RECOVER, (1, "text")),
+    (TRACE, "Start"): (LEASE, (NO_BUFFER, OWNED)),
+    (TRACE, "Stop"): (LEASE, (OWNED,)),
+    (TRACE, "ReadTail"): (LEASE, (OWNED,)),
     (JOB, "Wait"): (INSPECT, (0,)),
     (JOB, "Cancel"): (SET_NUM_VFS, ()),
     (SIMULATOR_INTERFACE, "ListProfiles"): (SIMULATE, ()),
@@ -129,6 +140,7 @@ PATHS = {
     VIRTUAL_FUNCTION: function_path(PciAddress.parse(VF)),
     PHYSICAL_FUNCTION: function_path(PciAddress.parse(PF)),
     RECOVERY: function_path(PciAddress.parse(VF)),
+    TRACE: function_path(PciAddress.parse(VF)),
     LEASE_INTERFACE: lease_path(1),
     JOB: job_path(1),
 }
@@ -180,6 +192,14 @@ class Service:
             **leases.handlers(),
             **RecoveryVerbs(
                 engine.inventory, engine.leases, engine.recovery, objects, self.authority, Everybody()
+            ).handlers(),
+            **TraceVerbs(
+                engine.inventory,
+                engine.leases,
+                TraceDesk(engine.recorder, engine.leases.vf_address, Shelf()),
+                engine.recorder,
+                objects,
+                self.authority,
             ).handlers(),
             **SimulatorVerbs(backend, self.authority).handlers(),
         }
