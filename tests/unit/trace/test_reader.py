@@ -24,7 +24,7 @@ def sequences(reader: TraceReader) -> list[int]:
 
 
 class InterferingSource(MemorySource):
-    """Memory in which something happens right before a given read."""
+    """Memory in which something happens right after a given read."""
 
     def __init__(
         self, memory: bytearray, offset: int, interfere: Callable[[], None], times: int = 1
@@ -33,10 +33,11 @@ class InterferingSource(MemorySource):
         self._offset, self._interfere, self._times = offset, interfere, times
 
     def read(self, offset: int, size: int) -> bytes:
+        copy = super().read(offset, size)
         if offset == self._offset and self._times:
             self._times -= 1
             self._interfere()
-        return super().read(offset, size)
+        return copy
 
 
 @given(st.integers(2, 9), st.integers(0, 40))
@@ -121,18 +122,25 @@ def test_overwrite_mode_has_no_consumer() -> None:
 
 
 def test_a_record_that_is_being_written_is_tried_again() -> None:
+    """What was copied is half written, although its sequence is right when it is asked for again."""
     buffer = Buffer(8)
     buffer.fill(3)
     slot = buffer.offset_of(1)
+    whole = bytes(buffer.memory)
+
+    def finish() -> None:
+        buffer.memory[:] = whole
+
     buffer.store(slot, 0)
-    source = InterferingSource(buffer.memory, slot + 8, lambda: buffer.store(slot, 2))
+    buffer.store(slot + 32, 99)  # its transaction
+    source = InterferingSource(buffer.memory, slot + 8, finish)
     reader = TraceReader(source)
     assert sequences(reader) == [1, 2, 3]
     assert (reader.lost, reader.damaged) == (0, 0)
 
 
 def test_a_copy_that_changed_meanwhile_is_not_taken() -> None:
-    """The body is half the old record's and half the new one's when the sequence is asked for again."""
+    """Its sequence is another one when it is asked for again."""
     buffer = Buffer(4)
     buffer.fill(3)
     source = InterferingSource(buffer.memory, buffer.offset_of(0) + 8, lambda: buffer.fill(2))
