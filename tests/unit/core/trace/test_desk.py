@@ -16,6 +16,7 @@ from sriovd.core.errors import InUse, InvalidArgument, NotSupported, PoolExhaust
 from sriovd.core.trace.buffer import Mode
 from sriovd.core.trace.desk import TraceDesk
 from sriovd.core.trace.donation import BUFFERS_PER_USER
+from sriovd.core.trace.ledger import Account
 from sriovd.trace.layout import HEADER_BYTES, Flag, Header, decode_header
 from sriovd.trace.record import Record, RecordType
 from tests.unit.core.trace.buffers import (
@@ -176,6 +177,11 @@ def test_a_user_has_so_many_and_root_more(site: Site) -> None:
 # The next daemon.
 
 
+def list_used(site: Site) -> list[Account]:
+    assert site.desk._ledger is not None
+    return [slot.read() for slot in site.desk._ledger.used()]
+
+
 def test_the_next_daemon_goes_on_in_the_same_buffer(site: Site, memory: int) -> None:
     site.recorder.next_ids[1] = 10
     site.start(1, memory, Mode.DROP)
@@ -215,6 +221,7 @@ def test_a_lease_that_is_over_has_no_trace(site: Site, memory: int) -> None:
     del site.leases[1]
     site.restart()
     assert (site.store.traces, site.recorder.sinks) == ({}, {})
+    assert list_used(site) == []
     site.start(2, memory)
 
 
@@ -246,8 +253,7 @@ def test_a_trace_whose_buffer_was_not_kept_frees_its_place(site: Site, memory: i
     os.close(site.store.traces.pop(1))
     site.restart()
     assert site.recorder.sinks == {}
-    assert site.desk._ledger is not None
-    assert list(site.desk._ledger.used()) == []
+    assert list_used(site) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 32768, b"\x01" * 32768, os.urandom(32768)])
