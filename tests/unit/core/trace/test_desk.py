@@ -159,6 +159,18 @@ def test_who_is_refused_leaves_nothing(site: Site, memory: int) -> None:
     assert _count_buffers() == opened
 
 
+def test_a_start_that_fails_leaves_nothing(site: Site, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.recorder, "attach", fail)
+        with pytest.raises(KeyError):
+            site.start(1, memory)
+    assert (site.store.traces, list_used(site)) == ({}, [])
+    site.start(1, memory)
+
+
 def test_a_user_has_so_many_and_root_more(site: Site) -> None:
     fds = [make_memfd() for _ in range(BUFFERS_PER_USER + 2)]
     site.leases = {number: make_lease(number) for number in range(1, len(fds) + 1)}
@@ -222,6 +234,7 @@ def test_a_lease_that_is_over_has_no_trace(site: Site, memory: int) -> None:
     site.restart()
     assert (site.store.traces, site.recorder.sinks) == ({}, {})
     assert list_used(site) == []
+    assert read(memory)[0].flags == Flag(0)
     site.start(2, memory)
 
 
