@@ -68,7 +68,7 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class _Trace:
-    lease: Lease
+    uid: int  # of the lease's owner
     file: FileId
     memory: mmap.mmap
     slot: LedgerSlot
@@ -103,13 +103,18 @@ class TraceDesk:
             raise InUse(f"{lease} is being traced.", "Trace.Stop ends that.")
         given = read_donation(fd)
         check_donation(given, uid, trusted=trusted, used=self._files())
-        shares = [(trace.lease.uid, len(trace.memory)) for trace in self._traces.values()]
+        shares = [(trace.uid, len(trace.memory)) for trace in self._traces.values()]
         check_room(lease.uid, given.size_bytes, shares, trusted=trusted)
         following = self._recording.next_transaction(lease.number)
         account = Account(lease.number, mode is Mode.DROP, given.file, following)
-        trace = self._take_up(lease, fd, given, self._open_ledger().claim(account))
+        trace = self._map(lease, fd, given, self._open_ledger().claim(account))
+        self._begin(lease, trace)
         self._shelf.keep(lease.number, fd)
-        self._recording.attach(lease.number, trace.writer, history)
+        try:
+            self._recording.attach(lease.number, trace.writer, history)
+        except BaseException:
+            self._let_go(lease.number)
+            raise
         return trace.writer.capacity, self._recording.next_transaction(lease.number)
 
     def stop(self, lease: Lease) -> None:
@@ -120,11 +125,13 @@ class TraceDesk:
 
     def end(self, lease: Lease) -> None:
         """The lease is over, or its trace."""
-        trace = self._traces.pop(lease.number, None)
-        if trace is not None:
+        if lease.number in self._traces:
             self._recording.detach(lease.number)
-            trace.close()
-            self._shelf.drop(lease.number)
+            self._let_go(lease.number)
+
+    def _let_go(self, number: int) -> None:
+        self._traces.pop(number).close()
+        self._shelf.drop(number)
 
     def restore(
         self, kept: Mapping[int, int], ledger: int | None, find_lease: Callable[[int], Lease | None]
@@ -169,18 +176,18 @@ class TraceDesk:
 
     def _go_on(self, lease: Lease | None, fd: int, slot: LedgerSlot | None) -> bool:
         """Whether the trace goes on."""
-        if slot is None or lease is None:
-            _log.info("A former daemon has kept the buffer of a trace that is over.")
-            if slot is not None:
-                slot.free()
+        if slot is None:
             return False
         try:
-            trace = self._take_up(lease, fd, self._check_again(fd, slot), slot)
+            trace = self._map(lease, fd, self._check_again(fd, slot), slot)
         except (SriovdError, OSError) as error:
-            _log.warning("The trace of %s does not go on: %s", lease, error)
+            _log.warning("A trace does not go on, of %s: %s", lease or "a lease that is over", error)
             slot.free()
             return False
-        self._resume(trace)
+        if lease is None:
+            trace.close()  # it was over before the daemon could say so
+            return False
+        self._resume(lease, trace)
         return True
 
     def _check_again(self, fd: int, slot: LedgerSlot) -> Donation:
@@ -191,29 +198,31 @@ class TraceDesk:
             raise InvalidArgument("The buffer is not the one that was given.")
         return given
 
-    def _resume(self, trace: _Trace) -> None:
+    def _resume(self, lease: Lease, trace: _Trace) -> None:
         """Say so in the trace itself: what has happened in between is not in it."""
-        number, following = trace.lease.number, trace.writer.next_transaction
+        self._begin(lease, trace)
+        number, following = lease.number, trace.writer.next_transaction
         trace.writer.write(
             Record(
-                RecordType.NOTE, Direction.NONE, Status.OK, self._vf_of(trace.lease), "resumed",
+                RecordType.NOTE, Direction.NONE, Status.OK, self._vf_of(lease), "resumed",
                 time_nsec=time.monotonic_ns(), transaction=following,
             )
         )  # fmt: skip
         self._recording.seed(number, trace.writer.next_transaction)
         self._recording.attach(number, trace.writer, True)  # what this daemon has seen since it began
 
-    def _take_up(self, lease: Lease, fd: int, given: Donation, slot: LedgerSlot) -> _Trace:
-        """Map it and write its header. Raises OSError; the slot is free then."""
+    def _map(self, lease: Lease | None, fd: int, given: Donation, slot: LedgerSlot) -> _Trace:
+        """Raises OSError; the slot is free then."""
         try:
             memory = mmap.mmap(fd, given.size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         except BaseException:
             slot.free()
             raise
-        trace = _Trace(lease, given.file, memory, slot, BufferWriter(memory, slot))
+        return _Trace(lease.uid if lease else 0, given.file, memory, slot, BufferWriter(memory, slot))
+
+    def _begin(self, lease: Lease, trace: _Trace) -> None:
         trace.writer.publish(self._vf_of(lease))
         self._traces[lease.number] = trace
-        return trace
 
     def _open_ledger(self) -> Ledger:
         if self._ledger is None:

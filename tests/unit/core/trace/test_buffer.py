@@ -163,6 +163,17 @@ def snapshots(buffer: Buffer, act: Callable[[], None]) -> Iterator[tuple[bytes, 
     yield from seen
 
 
+def test_a_record_that_is_being_written_has_no_sequence() -> None:
+    """So a reader that was overtaken knows: what has a sequence is that record and no other."""
+    buffer = Buffer(16)
+    for step in range(1, 40):
+        for memory, _ in snapshots(buffer, lambda: buffer.write(step)):  # noqa: B023 (called at once)
+            for start in range(layout.HEADER_BYTES, len(memory), layout.RECORD_BYTES):
+                sequence = int.from_bytes(memory[start : start + 8], "little")
+                body = memory[start + layout.BODY : start + layout.RECORD_BYTES]
+                assert not sequence or layout.decode_record(body)[0] == make_record(sequence)
+
+
 @pytest.mark.parametrize("drops", [False, True])
 def test_whenever_it_is_killed_what_is_there_reads_cleanly_and_goes_on(drops: bool) -> None:
     buffer = Buffer(16, drops=drops)

@@ -16,6 +16,7 @@ from sriovd.core.errors import InUse, InvalidArgument, NotSupported, PoolExhaust
 from sriovd.core.trace.buffer import Mode
 from sriovd.core.trace.desk import TraceDesk
 from sriovd.core.trace.donation import BUFFERS_PER_USER
+from sriovd.core.trace.ledger import Account
 from sriovd.trace.layout import HEADER_BYTES, Flag, Header, decode_header
 from sriovd.trace.record import Record, RecordType
 from tests.unit.core.trace.buffers import (
@@ -158,6 +159,18 @@ def test_who_is_refused_leaves_nothing(site: Site, memory: int) -> None:
     assert _count_buffers() == opened
 
 
+def test_a_start_that_fails_leaves_nothing(site: Site, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.recorder, "attach", fail)
+        with pytest.raises(KeyError):
+            site.start(1, memory)
+    assert (site.store.traces, list_used(site)) == ({}, [])
+    site.start(1, memory)
+
+
 def test_a_user_has_so_many_and_root_more(site: Site) -> None:
     fds = [make_memfd() for _ in range(BUFFERS_PER_USER + 2)]
     site.leases = {number: make_lease(number) for number in range(1, len(fds) + 1)}
@@ -174,6 +187,11 @@ def test_a_user_has_so_many_and_root_more(site: Site) -> None:
 
 
 # The next daemon.
+
+
+def list_used(site: Site) -> list[Account]:
+    assert site.desk._ledger is not None
+    return [slot.read() for slot in site.desk._ledger.used()]
 
 
 def test_the_next_daemon_goes_on_in_the_same_buffer(site: Site, memory: int) -> None:
@@ -215,6 +233,8 @@ def test_a_lease_that_is_over_has_no_trace(site: Site, memory: int) -> None:
     del site.leases[1]
     site.restart()
     assert (site.store.traces, site.recorder.sinks) == ({}, {})
+    assert list_used(site) == []
+    assert read(memory)[0].flags == Flag(0)
     site.start(2, memory)
 
 
@@ -246,8 +266,7 @@ def test_a_trace_whose_buffer_was_not_kept_frees_its_place(site: Site, memory: i
     os.close(site.store.traces.pop(1))
     site.restart()
     assert site.recorder.sinks == {}
-    assert site.desk._ledger is not None
-    assert list(site.desk._ledger.used()) == []
+    assert list_used(site) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 32768, b"\x01" * 32768, os.urandom(32768)])
