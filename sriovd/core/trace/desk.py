@@ -26,6 +26,7 @@ from sriovd.core.trace.donation import (
     read_donation,
 )
 from sriovd.core.trace.ledger import Account, Ledger, LedgerSlot, make_ledger
+from sriovd.core.trace.stream import ROOT_ID
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
@@ -205,7 +206,7 @@ class TraceDesk:
         trace.writer.write(
             Record(
                 RecordType.NOTE, Direction.NONE, Status.OK, self._vf_of(lease), "resumed",
-                time_nsec=time.monotonic_ns(), transaction=following,
+                time_nsec=time.monotonic_ns(), transaction=following, parent=ROOT_ID,
             )
         )  # fmt: skip
         self._recording.seed(number, trace.writer.next_transaction)
