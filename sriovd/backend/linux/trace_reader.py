@@ -13,6 +13,7 @@ import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 from sriovd.backend.linux.ring_buffer import EventFormat, Field, parse_fields, parse_format, split_page
@@ -113,7 +114,8 @@ class TraceReader(Generic[T]):
             _log.warning("The kernel's records of %s cannot be read any more: %s", self._title, error)
             self.stop()
             return
-        for time_nsec, data in sorted(record for page in pages for record in self._split(page)):
+        records = [record for page in pages for record in self._split(page)]
+        for time_nsec, data in sorted(records, key=itemgetter(0)):
             if (event := self._decode(time_nsec, data)) is not None:
                 self._put(event)
 
