@@ -77,7 +77,8 @@ def listening(guest: Guest) -> Iterator[Ear]:
     guest.run(
         "sed -e 's/^Type=.*/Type=exec/' -e '/^BusName=/d' -e '/^Restart/d' -e '/^ExecReload=/d'"
         f" -e 's|^ExecStart=.*|ExecStart=/usr/bin/python3 -u {PROGRAM} listen|' -e '/^WatchdogSec=/d'"
-        f" -e 's|^UMask=.*|StandardOutput=file:{OUTPUT}|' -e '/^FileDescriptorStore/d'"
+        f" -e 's|^UMask=.*|StandardOutput=file:{OUTPUT}\\nStandardError=journal|'"
+        " -e '/^FileDescriptorStore/d'"
         f" $(systemctl show -P FragmentPath sriovd) > {UNIT}"
     )
     guest.run(f"systemctl daemon-reload; rm -f {OUTPUT}; systemctl start sriovd-probe")
@@ -123,7 +124,7 @@ def play_real(guest: Guest, ear: Ear) -> list[str]:
     set_vf_mac(guest, IGB0, INDEX, MAC)
     guest.run("modprobe igbvf; modprobe 8021q")
     guest.run(f"echo {VF} > {device}/driver/unbind; echo igbvf > {device}/driver_override")
-    guest.run(f"echo {VF} > /sys/bus/pci/drivers/igbvf/bind")
+    guest.run(f"echo {VF} > /sys/bus/pci/drivers/igbvf/bind; udevadm settle")  # which renames it
     vf = pf_interface(guest, VF)
     guest.run(f"ip link set {vf} up")
     ear.wait_for(DENIED)

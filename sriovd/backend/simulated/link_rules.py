@@ -20,6 +20,7 @@ from sriovd.backend.simulated.parse import fail
 from sriovd.backend.steps import Verb
 from sriovd.backend.vf_attributes import (
     FIELDS_OF,
+    VF_COUNTERS,
     Attribute,
     LinkReport,
     VfAttributes,
@@ -29,7 +30,7 @@ from sriovd.backend.vf_attributes import (
 
 CARRIER_USEC = 450 * MSEC  # from a reset of the interface to its carrier, on an emulated igb
 _INDEX_LIMIT = 2**31 - 1  # do_setvfinfo: INT_MAX
-_ARGUMENTS = {Verb.READ_LINK: ("", "vfs"), Verb.SWITCH_LINK: ("up", "down")}
+_ARGUMENTS = {Verb.READ_LINK: ("", "vfs", "statistics"), Verb.SWITCH_LINK: ("up", "down")}
 _LARGEST_VLAN, _LARGEST_QOS = 4095, 7
 
 
@@ -53,7 +54,7 @@ def ask_link(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[b
         elif verb == Verb.SWITCH_LINK:
             _switch(host, dev, on=argument == "up")
         else:
-            return _get_link(dev, with_vfs=argument == "vfs")
+            return _get_link(dev, argument)
         return b""
     finally:
         host.rtnl.release()
@@ -160,11 +161,14 @@ def _tell(host: Host, dev: Device) -> None:
     host.emit_link(dev)
 
 
-def _get_link(dev: Device, *, with_vfs: bool) -> bytes:
-    """rtnl_fill_ifinfo, rtnl_fill_vf."""
+def _get_link(dev: Device, argument: str) -> bytes:
+    """rtnl_fill_ifinfo, rtnl_fill_vf. igb has no ndo_get_vf_stats."""
     link = _support(dev)
-    vfs = dict(enumerate(dev.vf_attributes)) if with_vfs else {}
-    return format_report(LinkReport(1500, link.min_mtu, link.max_mtu, int(dev.is_up), vfs)).encode()
+    vfs = dict(enumerate(dev.vf_attributes)) if argument else {}
+    nothing = dict.fromkeys(VF_COUNTERS.values(), 0)
+    counters = dict.fromkeys(vfs, nothing) if argument == "statistics" else {}
+    report = LinkReport(1500, link.min_mtu, link.max_mtu, int(dev.is_up), vfs, counters)
+    return format_report(report).encode()
 
 
 def _set_vf(host: Host, dev: Device, index: int, attribute: Attribute, values: VfAttributes) -> None:

@@ -169,7 +169,7 @@ def test_who_falls_behind_counts_and_catches_up(
     async def story() -> None:
         ear = Ear()
         ear.messages.start()
-        fake_journal.latest.add(*[DENIED] * 1500, age_usec=10_000_000)
+        fake_journal.latest.add(*[DENIED] * 1500, age_usec=60_000_000)
         await wait_until(lambda: bool(ear.told))
         (lost,) = ear.told
         assert isinstance(lost, MessagesLost)
