@@ -20,7 +20,10 @@ MAX_LINES = 400
 
 # What modules below a name may import of sriovd; the longest name counts. Everyone may import his own.
 PCI = ("sriovd.pci", "sriovd.pci_aer", "sriovd.pci_registers")
-SEAM = ("sriovd.backend.base", "sriovd.backend.steps", "sriovd.backend.vf_attributes", *PCI)
+SEAM = (
+    "sriovd.backend.base", "sriovd.backend.driver_events", "sriovd.backend.steps",
+    "sriovd.backend.vf_attributes", *PCI,
+)  # fmt: skip
 EVERYTHING = ("sriovd",)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd": (),
@@ -28,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd.pci_aer": (),
     "sriovd.pci_registers": (),
     "sriovd.backend": (),
+    "sriovd.backend.driver_events": ("sriovd.pci",),
     "sriovd.backend.steps": ("sriovd.pci",),
     "sriovd.backend.vf_attributes": (),
     "sriovd.backend.base": SEAM,
@@ -50,7 +54,13 @@ LIBRARIES = {
     "msgspec": ("sriovd.core.policy", "sriovd.core.recovery.record"),
     "pyroute2": ("sriovd.backend.linux",),
     "pyudev": ("sriovd.backend.linux",),
-    "systemd": ("sriovd.daemon", "sriovd.__main__", "sriovd.keepsakes", "sriovd.backend.linux.kernel_log"),
+    "systemd": (
+        "sriovd.daemon",
+        "sriovd.__main__",
+        "sriovd.keepsakes",
+        "sriovd.backend.linux.driver_messages",
+        "sriovd.backend.linux.kernel_log",
+    ),
 }
 # Parts of the standard library that some may not have: the model, a policy's meaning and the reading of an
 # error's traces know no files, no time and no waiting.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from sriovd.backend.driver_events import DriverEvent
 from sriovd.backend.steps import ChainResult, Script
 from sriovd.pci import PciAddress
 
@@ -142,7 +143,8 @@ class ErrorRecord:
     at_usec: int
 
 
-KernelEvent = Uevent | EventsLost | LinkChanged | ErrorRecord
+# Who takes them passes over what he does not know.
+KernelEvent = Uevent | EventsLost | LinkChanged | ErrorRecord | DriverEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,10 @@ class Backend(Protocol):
         """While `deferred`, the events of a storm may come up to two seconds late: jobs run, and look by
         themselves at what they touch."""
 
+    def listen_to_drivers(self, wanted: bool) -> None:
+        """Whether DriverEvents are wanted from now on; at first they are not. Meanwhile nothing is followed
+        and nobody is woken up. What a host cannot have of them its log says, once."""
+
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF (a function with an SR-IOV capability) and VF, PFs first, by address."""
 
@@ -265,6 +271,11 @@ class Backend(Protocol):
         """What the kernel has counted of that function since it appeared, by severity, by the kernel's name
         of each error and by "total" for all; errors that never came are left out. Empty when the kernel
         counts none (no AER capability), or the function is gone."""
+
+    def read_counters(self, address: PciAddress) -> Mapping[str, int]:
+        """What the function counts that can be read without asking its driver, by name: its mailbox's
+        commands on a simulated host. Empty for a function that is gone, and where a driver would have to be
+        asked (a VF's packets: READ_LINK with "statistics")."""
 
     def read_error_path(self, address: PciAddress) -> ErrorPath:
         """How errors of that function come to light; an empty ErrorPath when it is gone."""
@@ -330,6 +341,11 @@ class SimulatorControl(Protocol):
         """Let the PF or VF at `address` meet an error, which the simulated kernel handles as Linux does:
         `status`: bits of the AER status register of that severity, 0 for a usual one; `tlp_header`: four
         dwords or none. Raises ValueError."""
+
+    def send_mailbox(self, address: PciAddress, command: str, argument: str) -> bool:
+        """Let the user of the VF at `address` send its PF a command of the mailbox (model/mailbox.py), e.g.
+        'set-mac' with an address; whether it is acknowledged. Raises ValueError for no VF, a VF whose PF has
+        no mailbox, and for what is no command."""
 
     def hide_errors(self, sources: Sequence[str]) -> None:
         """Lose what tells of errors, until told otherwise: any of 'records' (the tracepoint), 'uevents'

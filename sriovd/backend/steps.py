@@ -105,7 +105,8 @@ class Step:
     `expect`: for reading verbs, the value that must be found; anything else fails the step. READ_DRIVER
     gives the driver's name, READ_VF the address of the VF with that index, and both the empty string when
     there is none. READ_LINK gives a LinkReport as text (vf_attributes.py), with its VFs when its argument is
-    "vfs", and has no `expect`. SET_VF_ATTRIBUTE goes to the PF; its argument is a format_request.
+    "vfs", with their counters too when it is "statistics", and has no `expect`. SET_VF_ATTRIBUTE goes to the
+    PF; its argument is a format_request.
     SWITCH_LINK brings the interface "up" or "down" (ip-link(8)).
 
     READ_CONFIG: its argument is "OFFSET LENGTH" in decimal, its value that many bytes of configuration space

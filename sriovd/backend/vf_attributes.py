@@ -14,6 +14,12 @@ from enum import StrEnum
 
 Value = str | int | bool
 
+# include/uapi/linux/if_link.h IFLA_VF_STATS_*, by number; 7 is padding.
+VF_COUNTERS: Mapping[int, str] = {
+    1: "rx-packets", 2: "tx-packets", 3: "rx-bytes", 4: "tx-bytes", 5: "broadcast", 6: "multicast",
+    8: "rx-dropped", 9: "tx-dropped",
+}  # fmt: skip
+_COUNTERS = "counters"  # how a line of them begins
 VLAN_PROTOCOLS = ("802.1Q", "802.1ad")
 LINK_STATES = ("auto", "enable", "disable")
 
@@ -96,7 +102,8 @@ class LinkReport:
     """What the kernel says of a function's network interface, and, for a PF that was asked so, of its VFs.
 
     `mtu`, `min_mtu`, `max_mtu`: bytes; 0: not told. `up`: 1 when it is switched on (IFF_UP), carrier or not.
-    `vfs`: by VF index.
+    `vfs`: by VF index. `counters`: the same, if asked for: packets, bytes and drops by name (VF_COUNTERS),
+    as the PF's driver has them; zeros where it has none (rtnl_fill_vfinfo does not tell those apart).
     """
 
     mtu: int = 0
@@ -104,6 +111,7 @@ class LinkReport:
     max_mtu: int = 0
     up: int = 0
     vfs: Mapping[int, VfAttributes] = field(default_factory=dict)
+    counters: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
 
 def format_value(value: Value) -> str:
@@ -152,6 +160,9 @@ def format_report(report: LinkReport) -> str:
     for index, attributes in sorted(report.vfs.items()):
         pairs = (f"{name}={format_value(value)}" for name, value in attributes.items())
         lines.append(" ".join((str(index), *pairs)))
+    for index, counters in sorted(report.counters.items()):
+        counts = (f"{name}={count}" for name, count in counters.items())
+        lines.append(" ".join((_COUNTERS, str(index), *counts)))
     return "\n".join(lines)
 
 
@@ -159,12 +170,16 @@ def parse_report(text: str) -> LinkReport:
     """The inverse of format_report. Raises ValueError, KeyError."""
     first, *rest = text.split("\n")
     link = {name.replace("-", "_"): int(value) for name, value in _pairs(first.split(" ")[1:])}
-    vfs = {}
+    vfs: dict[int, VfAttributes] = {}
+    counters: dict[int, dict[str, int]] = {}
     for line in rest:
         index, *words = line.split(" ")
+        if index == _COUNTERS:
+            counters[int(words[0])] = {name: int(value) for name, value in _pairs(words[1:])}
+            continue
         values = {name.replace("-", "_"): parse_value(name, each) for name, each in _pairs(words)}
         vfs[int(index)] = VfAttributes(**values)  # type: ignore[arg-type]
-    return LinkReport(**link, vfs=vfs)
+    return LinkReport(**link, vfs=vfs, counters=counters)
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:

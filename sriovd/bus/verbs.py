@@ -234,6 +234,9 @@ class SimulatorVerbs:
             "SetVFAttribute": lambda address, request: self._simulator.set_vf_attribute(
                 parse_address(address), request
             ),
+            "SendMailbox": lambda address, command, argument: (
+                self._simulator.send_mailbox(parse_address(address), command, argument),
+            ),
             "InjectError": self._inject_error,
             "HideErrors": self._simulator.hide_errors,
             "LoseEvents": self._simulator.lose_events,

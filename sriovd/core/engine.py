@@ -100,6 +100,7 @@ class Engine:
         self.usage.lease_of = self.leases.describe_lease_of
         self.recovery = self._make_recovery(hands)
         self.witness = Witness(self.recorder, self.inventory)
+        self.recorder.on_wanted = backend.listen_to_drivers
         self.witness.watch(self.executor, self.leases, self.work, self.recovery, self.picture)
         self.auditor = self._make_auditor()
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery)

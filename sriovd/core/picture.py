@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from sriovd.backend.base import Backend, ErrorRecord, EventsLost, HostReadError, KernelEvent, LinkChanged
+from sriovd.backend.base import Backend, EventsLost, HostReadError, KernelEvent, LinkChanged, Uevent
 from sriovd.core.inventory import Inventory
 from sriovd.core.messages import Message, announce
 from sriovd.pci import PciAddress, vf_index
@@ -121,15 +121,14 @@ class Picture:
 
     def _take(self, event: KernelEvent) -> None:
         self.on_event(event)
-        if isinstance(event, ErrorRecord):
-            return
         if isinstance(event, EventsLost):
             announce(_log, Message.EVENTS_LOST, f"Events were lost, looking at everything: {event.reason}")
             self._lost = True
             self._wake.set()
-            return
         if isinstance(event, LinkChanged):
             self.on_link(event.address)
+        if not isinstance(event, Uevent | LinkChanged):
+            return  # what drivers say, and errors, are no reason to look
         waiting = self._busy.get(self._adapter_of(event.address))
         if waiting is None:
             self._note({event.address})

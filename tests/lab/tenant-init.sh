@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The first and only program of a tenant's VM. Prints one line per event to the serial console, which the test
-# reads: `mac ADDRESS`, `up`, `ping N ok`, `ping N lost`, `failed REASON`; and does what is written to it: `stop`.
+# reads: `mac ADDRESS`, `up`, `ping N ok`, `ping N lost`, `failed REASON`; and does what is written to it: `stop`,
+# `address MAC`, which its interface shall have from now on; it prints `address kept` or `address changed`.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -35,7 +36,11 @@ ping_for_ever() {
     done
 }
 ping_for_ever &
-while read -r command; do
-    [ "$command" = stop ] && end
+while read -r command argument; do
+    case $command in
+        stop) end ;;
+        address)
+            if ip link set "$interface" address "$argument"; then echo address changed; else echo address kept; fi ;;
+    esac
 done
 fail "the console has ended"

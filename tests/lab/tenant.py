@@ -146,6 +146,12 @@ class TenantVm:
         done = self._guest.run(["python3", "-IS", "-c", _ASK_QEMU, f"{self._folder}/qmp", request])
         return json.loads(done.stdout)["return"]
 
+    def change_mac(self, mac: str, deadline_s: float = 20.0) -> bool:
+        """Gives the VF another MAC address, as a tenant might try; whether igbvf has been allowed to."""
+        self._guest.run(f"echo address {mac} > {self._folder}/in")
+        self._wait(f"grep -q '^address [kc]' {self._folder}/console", deadline_s, "the change")
+        return "address changed" in self.console()
+
     def shutdown(self, deadline_s: float = 20.0) -> None:
         """Asks the VM to power off, and waits until QEMU has ended."""
         self._guest.run(f"echo stop > {self._folder}/in")

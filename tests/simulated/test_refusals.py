@@ -331,6 +331,8 @@ def test_what_the_kernel_refuses(host: DaemonProcess, error: str, name: str, say
         ("InjectError", "ssuau", ("0000:41:00.0", "fatal", 0, []), "0000:41:00.0"),
         ("InjectError", "ssuau", (str(IGB0), "nonfatal", 0x4000, [1, 2]), "TLP header"),
         ("HideErrors", "as", (["rumours"],), "rumours"),
+        ("SendMailbox", "sss", (str(IGB0), "reset", ""), "no VF"),
+        ("SendMailbox", "sss", ("0000:41:00.0", "reset", ""), "0000:41:00.0"),
         ("OpenDevice", "sus", (IGB0, 1, "init"), "not bound to vfio-pci"),
         ("SetVFAttribute", "ss", (IGB0, "0 trust on"), "Invalid argument"),
         ("SetVFAttribute", "ss", (IGB0, "0 colour red"), "Invalid argument"),

@@ -191,3 +191,19 @@ def test_as_typed_by_a_user(host: DaemonProcess) -> None:
         "Call failed: 0000:01:00.0 cannot have 9 VFs: its driver allows 7. (Ask for 0 to 7.)"
         in refused.stderr
     )
+
+
+@in_loop
+async def test_a_vf_sends_its_pf_commands(host: DaemonProcess) -> None:
+    """And the PF's driver says yes or no."""
+    async with Client.connected(host.address) as client:
+        await client.set_num_vfs(IGB0, 2, driver="vfio-pci")
+        await client.simulate("SetVFAttribute", "ss", IGB0, "0 mac 02:00:00:00:00:07")
+        for command, argument, acked in (
+            ("set-max-frame", "1518", False),
+            ("reset", "", True),
+            ("set-max-frame", "1518", True),
+            ("set-mac", "02:00:00:00:00:99", False),
+        ):
+            answer = await client.simulate("SendMailbox", "sss", VF0, command, argument)
+            assert answer == (acked,), command

@@ -21,6 +21,8 @@ from sriovd.backend.base import (
     Leftover,
     Severity,
 )
+from sriovd.backend.linux.device_reports import DeviceReports
+from sriovd.backend.linux.driver_messages import DriverMessages
 from sriovd.backend.linux.error_records import ErrorRecords
 from sriovd.backend.linux.handover import ROOT_UID, give_node
 from sriovd.backend.linux.helpers import HelperPool
@@ -62,6 +64,9 @@ class LinuxBackend:
         self._monitor = UeventMonitor(receive_buffer_bytes, before_recovery=self._tell_errors)
         self._records = ErrorRecords(self._monitor.put, self._reader.root)
         self._links = LinkMonitor(self._monitor.put, self._reader.is_function)
+        self._messages = DriverMessages(self._monitor.put, self._reader.is_function)
+        self._reports = DeviceReports(self._monitor.put, self._reader.root)
+        self._listening = False
 
     @property
     def simulator(self) -> None:
@@ -83,10 +88,12 @@ class LinuxBackend:
         self._monitor.start()
         self._links.start()
         self._records.start()
+        self._reports.discard()  # a daemon that was killed has left it
         self._helpers.start()
 
     async def stop(self) -> None:
         """Let go of everything; hanging helpers are left behind."""
+        self.listen_to_drivers(False)
         self._records.stop()
         self._links.stop()
         self._monitor.stop()
@@ -94,13 +101,20 @@ class LinuxBackend:
 
     def events(self) -> AsyncIterator[KernelEvent]:
         """Every uevent of a PCI function, every change of a PF's or VF's interface and every record of an
-        error since start(); a record before the uevents of its recovery."""
+        error since start(), a record before the uevents of its recovery; and what drivers say."""
         return self._monitor.events()
 
     def defer_events(self, deferred: bool) -> None:
         """Whether events may come late; see Backend."""
         self._monitor.defer(deferred)
         self._links.defer(deferred)
+
+    def listen_to_drivers(self, wanted: bool) -> None:
+        """Follow the journal and devlink's tracepoints, or no more."""
+        if wanted is not self._listening:
+            self._listening = wanted
+            for source in (self._messages, self._reports):
+                (source.start if wanted else source.stop)()
 
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError."""
@@ -165,9 +179,14 @@ class LinuxBackend:
         """The function's AER counters. Raises HostReadError."""
         return self._reader.read_error_counters(address)
 
+    def read_counters(self, address: PciAddress) -> Mapping[str, int]:  # noqa: ARG002
+        """None: the kernel counts nothing of a VF by itself but its errors, and statistics of an interface
+        are its driver's to tell (net/core/net-sysfs.c netstat_show), who may read the device for them."""
+        return {}
+
     def read_error_path(self, address: PciAddress) -> ErrorPath:
         """The ports above the function and who handles its errors."""
-        return self._reader.read_error_path(address, is_recorded=self._records.is_recorded)
+        return self._reader.read_error_path(address, is_recorded=self._records.is_open)
 
     async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
         """Lines of the journal; see Backend."""

@@ -17,6 +17,7 @@ from typing import Any
 from sriovd.backend.steps import Step, Verb
 from sriovd.backend.vf_attributes import (
     LINK_STATES,
+    VF_COUNTERS,
     VLAN_PROTOCOLS,
     Attribute,
     LinkReport,
@@ -39,7 +40,11 @@ _PROTOCOLS = dict(zip(VLAN_PROTOCOLS, (0x8100, 0x88A8), strict=True))  # ETH_P_8
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 _IFF_UP = 1
 _SWITCH_ARGUMENTS = {"up": _IFF_UP, "down": 0}
-READ_ARGUMENTS = {"": _FILTER_SKIP_STATS, "vfs": _FILTER_VF | _FILTER_SKIP_STATS}
+READ_ARGUMENTS = {
+    "": _FILTER_SKIP_STATS,
+    "vfs": _FILTER_VF | _FILTER_SKIP_STATS,
+    "statistics": _FILTER_VF,
+}
 
 
 class _Mac(nla):  # type: ignore[misc]  # pyroute2 has no types
@@ -73,8 +78,13 @@ class _VlanList(nla):  # type: ignore[misc]
     nla_map = ((1, "IFLA_VF_VLAN_INFO", "VlanInfo"),)
 
 
+class _Statistics(nla):  # type: ignore[misc]
+    nla_map = tuple((number, name, "uint64") for number, name in VF_COUNTERS.items())
+
+
 class _VfInfo(nla):  # type: ignore[misc]
     Mac, Vlan, Setting, Rate, Guid, VlanList = _Mac, _Vlan, _Setting, _Rate, _Guid, _VlanList
+    Statistics = _Statistics
     nla_map = (
         (1, "IFLA_VF_MAC", "Mac"),
         (2, "IFLA_VF_VLAN", "Vlan"),
@@ -82,6 +92,7 @@ class _VfInfo(nla):  # type: ignore[misc]
         (5, "IFLA_VF_LINK_STATE", "Setting"),
         (6, "IFLA_VF_RATE", "Rate"),
         (7, "IFLA_VF_RSS_QUERY_EN", "Setting"),
+        (8, "IFLA_VF_STATS", "Statistics"),
         (9, "IFLA_VF_TRUST", "Setting"),
         (10, "IFLA_VF_IB_NODE_GUID", "Guid"),
         (11, "IFLA_VF_IB_PORT_GUID", "Guid"),
@@ -192,10 +203,19 @@ def _to_report(message: Any) -> LinkReport:  # noqa: ANN401  pyroute2 has no typ
         raise ValueError("not RTM_NEWLINK")
     mac_bytes = len(message.get_attr("IFLA_ADDRESS") or b"")
     infos = message.get_attr("IFLA_VFINFO_LIST")
-    vfs = dict(_to_vf(info, mac_bytes) for info in infos.get_attrs("IFLA_VF_INFO")) if infos else {}
+    told = infos.get_attrs("IFLA_VF_INFO") if infos else []
+    vfs = dict(_to_vf(info, mac_bytes) for info in told)
+    counters = dict(_to_counters(info) for info in told if info.get_attr("IFLA_VF_STATS"))
     names = {"mtu": "IFLA_MTU", "min_mtu": "IFLA_MIN_MTU", "max_mtu": "IFLA_MAX_MTU"}
     sizes = {name: message.get_attr(kernel) or 0 for name, kernel in names.items()}
-    return LinkReport(**sizes, up=message["flags"] & _IFF_UP, vfs=vfs)
+    return LinkReport(**sizes, up=message["flags"] & _IFF_UP, vfs=vfs, counters=counters)
+
+
+def _to_counters(info: Any) -> tuple[int, Mapping[str, int]]:  # noqa: ANN401
+    """A VF's index and counters."""
+    names = {*VF_COUNTERS.values()}
+    told = {name: value for name, value in info.get_attr("IFLA_VF_STATS")["attrs"] if name in names}
+    return info.get_attr("IFLA_VF_MAC")["vf"], told
 
 
 def _to_vf(info: Any, mac_bytes: int) -> tuple[int, VfAttributes]:  # noqa: ANN401

@@ -50,11 +50,16 @@ class Field:
         ends = range(self.offset, self.offset + self.size, _WORD_BYTES)
         return tuple(Field(offset, _WORD_BYTES).read(data) for offset in ends)
 
-    def read_text(self, data: bytes) -> str:
-        """The text that it locates (__data_loc: offset in the lower, length in the upper 16 bits)."""
+    def read_bytes(self, data: bytes) -> bytes:
+        """The bytes that it locates (__data_loc: offset in the lower, length in the upper 16 bits). Raises
+        ValueError."""
         place = self.read(data)
         offset, length = place & 0xFFFF, place >> 16
-        return data[offset : offset + length].partition(b"\0")[0].decode("ascii", "backslashreplace")
+        return data[offset : offset + length]
+
+    def read_text(self, data: bytes) -> str:
+        """The text that it locates. Raises ValueError."""
+        return self.read_bytes(data).partition(b"\0")[0].decode("ascii", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

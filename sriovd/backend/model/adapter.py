@@ -15,6 +15,7 @@ from sriovd.backend.model.capabilities import link_capabilities, link_extended_c
 from sriovd.backend.model.configspace import ConfigLayout, Reset
 from sriovd.backend.model.function import FunctionModel, find_profile
 from sriovd.backend.model.header import BarWindow, define_pf_header, define_vf_header
+from sriovd.backend.model.mailbox import Mailbox
 from sriovd.backend.model.profiles import AdapterProfile, FunctionProfile
 from sriovd.backend.model.sriov import SriovCapability, SriovProfile
 from sriovd.pci import PciAddress, vf_address, vf_index
@@ -132,6 +133,7 @@ class VirtualFunctionModel(FunctionModel):
         """A VF as VF Enable brings it up."""
         self.physical_function = pf
         self.index = index
+        self._mailbox: Mailbox | None = None
         profile = pf.adapter.profile.vf
         super().__init__(pf.vf_address(index), profile, vf_layout(profile))
 
@@ -139,6 +141,13 @@ class VirtualFunctionModel(FunctionModel):
     def present(self) -> bool:
         """Whether the adapter is there and this VF has not been destroyed."""
         return self.physical_function.present and self.physical_function.has_vf(self)
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Between it and its PF; made when first used."""
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
+        return self._mailbox
 
     @property
     def memory_space(self) -> bool:

@@ -33,6 +33,7 @@ from sriovd.backend.simulated.hotplug_rules import add_host_bridge, scan, surpri
 from sriovd.backend.simulated.kernel import Call, SimulatedKernel
 from sriovd.backend.simulated.link_rules import set_attribute, switch_off, switch_on
 from sriovd.backend.simulated.machine import Machine
+from sriovd.backend.simulated.mailbox_rules import read_counters, send_message
 from sriovd.backend.simulated.restore import restore
 from sriovd.backend.simulated.runner import SimulatedRun, drive
 from sriovd.backend.simulated.sriov_rules import disable_sriov
@@ -118,6 +119,10 @@ class SimulatedBackend:
     def defer_events(self, deferred: bool) -> None:
         """Nothing is gained by it here."""
 
+    def listen_to_drivers(self, wanted: bool) -> None:
+        """Whether what drivers print, and VFs send, is told."""
+        self.host.uevents.takes_drivers = wanted
+
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError."""
         return self._reader.list_functions()
@@ -167,13 +172,18 @@ class SimulatedBackend:
         """What the kernel has counted, unless that is hidden. Raises HostReadError."""
         return self._reader.read_error_counters(address)
 
+    def read_counters(self, address: PciAddress) -> Mapping[str, int]:
+        """The mailbox counters of a VF."""
+        dev = self.host.devices.get(address)
+        return read_counters(dev) if dev else {}
+
     def read_error_path(self, address: PciAddress) -> ErrorPath:
         """How errors of that function come to light."""
         is_recorded = Source.RECORDS not in self.host.errors.hidden
         return self._reader.read_error_path(address, is_recorded=is_recorded)
 
     async def read_kernel_log(self, since_usec: int, words: Sequence[str]) -> Sequence[str]:
-        """What the simulated kernel has logged; only errors make it."""
+        """What the simulated kernel has logged."""
         return self.host.errors.read_log(since_usec, words)
 
     def run(self, adapter: str, script: Script, on_result: Callable[[ChainResult], None]) -> SimulatedRun:
@@ -244,6 +254,13 @@ class SimulatedBackend:
         """Let the PF or VF at `address` meet an error. Raises ValueError."""
         dev = meet_error(self.host, address, severity, status, tlp_header)
         self._spawn(handle_error(self.host, dev, severity))
+
+    def send_mailbox(self, address: PciAddress, command: str, argument: str) -> bool:
+        """Let the VF's user send its PF a command. Raises ValueError."""
+        dev = self.host.devices.get(address)
+        if dev is None:
+            raise ValueError(f"no VF is at {address}")
+        return send_message(self.host, dev, command, argument)
 
     def hide_errors(self, sources: Sequence[str]) -> None:
         """Lose what tells of errors, until told otherwise. Raises ValueError."""

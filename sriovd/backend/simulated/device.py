@@ -186,6 +186,8 @@ class Device:
     has_carrier: bool = False
     is_detached: bool = False  # after a fatal error its driver has put the interface away
     vf_attributes: list[VfAttributes] = field(default_factory=list)  # a PF's, by VF index
+    vfs_with_given_mac: set[int] = field(default_factory=set)  # a PF's: igb's IGB_VF_FLAG_PF_SET_MAC
+    ready_vfs: set[int] = field(default_factory=set)  # a PF's: IGB_VF_FLAG_CTS, they have reset themselves
     vfio_index: int | None = None
     registered: bool = False
     matchable: bool = False  # pci_dev.match_driver: drivers may have it

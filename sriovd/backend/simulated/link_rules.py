@@ -12,6 +12,7 @@ import errno
 from dataclasses import replace
 
 from sriovd.backend.simulated.device import Device, FixedFunction, Rule, Wait
+from sriovd.backend.simulated.driver_log import print_message
 from sriovd.backend.simulated.drivers import MSEC, LinkSupport
 from sriovd.backend.simulated.host import Host
 from sriovd.backend.simulated.netdev import NO_MAC, invent_mac, show_state
@@ -19,6 +20,7 @@ from sriovd.backend.simulated.parse import fail
 from sriovd.backend.steps import Verb
 from sriovd.backend.vf_attributes import (
     FIELDS_OF,
+    VF_COUNTERS,
     Attribute,
     LinkReport,
     VfAttributes,
@@ -28,7 +30,7 @@ from sriovd.backend.vf_attributes import (
 
 CARRIER_USEC = 450 * MSEC  # from a reset of the interface to its carrier, on an emulated igb
 _INDEX_LIMIT = 2**31 - 1  # do_setvfinfo: INT_MAX
-_ARGUMENTS = {Verb.READ_LINK: ("", "vfs"), Verb.SWITCH_LINK: ("up", "down")}
+_ARGUMENTS = {Verb.READ_LINK: ("", "vfs", "statistics"), Verb.SWITCH_LINK: ("up", "down")}
 _LARGEST_VLAN, _LARGEST_QOS = 4095, 7
 
 
@@ -52,7 +54,7 @@ def ask_link(host: Host, dev: Device | None, verb: str, argument: str) -> Rule[b
         elif verb == Verb.SWITCH_LINK:
             _switch(host, dev, on=argument == "up")
         else:
-            return _get_link(dev, with_vfs=argument == "vfs")
+            return _get_link(dev, argument)
         return b""
     finally:
         host.rtnl.release()
@@ -72,6 +74,8 @@ def begin_vfs(host: Host, dev: Device, count: int) -> None:
         min_tx_rate=0, max_tx_rate=0, link_state="auto", rss_query=link.rss_query,
     )  # fmt: skip
     dev.vf_attributes = [new] * count if link.reports_vfs else []
+    dev.vfs_with_given_mac.clear()
+    dev.ready_vfs.clear()
     if link.is_reset_by_sriov:
         lose_carrier(host, dev)
 
@@ -79,18 +83,22 @@ def begin_vfs(host: Host, dev: Device, count: int) -> None:
 def choose_mac(dev: Device) -> None:
     """igbvf_probe, igb_set_vf_mac_addr: a VF to whom nobody has given an address tells a PF that is switched
     on which one it has chosen. Nobody else is told."""
-    _change_mac(dev, NO_MAC, invent_mac(dev))
+    pf, index = dev.physfn, dev.vf_index
+    if pf is None or not pf.is_up or index >= len(pf.vf_attributes):
+        return
+    pf.ready_vfs.add(index)
+    if pf.vf_attributes[index].mac == NO_MAC:
+        pf.vf_attributes[index] = replace(pf.vf_attributes[index], mac=invent_mac(dev))
 
 
 def forget_mac(dev: Device) -> None:
-    """igb_vf_reset_event: what a VF has chosen is gone with its reset."""
-    _change_mac(dev, invent_mac(dev), NO_MAC)
-
-
-def _change_mac(dev: Device, old: str, new: str) -> None:
+    """igb_vf_reset_event: what a VF has chosen is gone with its reset, and it must begin anew."""
     pf, index = dev.physfn, dev.vf_index
-    if pf is not None and pf.is_up and index < len(pf.vf_attributes) and pf.vf_attributes[index].mac == old:
-        pf.vf_attributes[index] = replace(pf.vf_attributes[index], mac=new)
+    if pf is None:
+        return
+    pf.ready_vfs.discard(index)
+    if pf.is_up and index < len(pf.vf_attributes) and index not in pf.vfs_with_given_mac:
+        pf.vf_attributes[index] = replace(pf.vf_attributes[index], mac=NO_MAC)
 
 
 def switch_on(host: Host, dev: Device) -> None:
@@ -153,11 +161,14 @@ def _tell(host: Host, dev: Device) -> None:
     host.emit_link(dev)
 
 
-def _get_link(dev: Device, *, with_vfs: bool) -> bytes:
-    """rtnl_fill_ifinfo, rtnl_fill_vf."""
+def _get_link(dev: Device, argument: str) -> bytes:
+    """rtnl_fill_ifinfo, rtnl_fill_vf. igb has no ndo_get_vf_stats."""
     link = _support(dev)
-    vfs = dict(enumerate(dev.vf_attributes)) if with_vfs else {}
-    return format_report(LinkReport(1500, link.min_mtu, link.max_mtu, int(dev.is_up), vfs)).encode()
+    vfs = dict(enumerate(dev.vf_attributes)) if argument else {}
+    nothing = dict.fromkeys(VF_COUNTERS.values(), 0)
+    counters = dict.fromkeys(vfs, nothing) if argument == "statistics" else {}
+    report = LinkReport(1500, link.min_mtu, link.max_mtu, int(dev.is_up), vfs, counters)
+    return format_report(report).encode()
 
 
 def _set_vf(host: Host, dev: Device, index: int, attribute: Attribute, values: VfAttributes) -> None:
@@ -174,9 +185,28 @@ def _set_vf(host: Host, dev: Device, index: int, attribute: Attribute, values: V
         fail(errno.EINVAL)
     _CHECKS.get(attribute, _accept)(dev, link, values)
     wanted = {name: getattr(values, name) for name in FIELDS_OF[attribute]}
-    dev.vf_attributes[index] = replace(dev.vf_attributes[index], **wanted)
+    before = dev.vf_attributes[index]
+    dev.vf_attributes[index] = replace(before, **wanted)
+    if attribute is Attribute.MAC:
+        (dev.vfs_with_given_mac.discard if values.mac == NO_MAC else dev.vfs_with_given_mac.add)(index)
+    for text in _remarks(index, attribute, values, before):
+        print_message(host, dev, text)
     if dev.is_up:
         host.emit_link(dev)
+
+
+def _remarks(index: int, attribute: Attribute, values: VfAttributes, before: VfAttributes) -> list[str]:
+    """What igb_ndo_set_vf_mac, igb_enable_port_vlan and igb_ndo_set_vf_trust print."""
+    if attribute is Attribute.MAC and values.mac == NO_MAC:
+        return [f"remove administratively set MAC on VF {index}"]
+    if attribute is Attribute.MAC:
+        reload = "Reload the VF driver to make this change effective."
+        return [f"setting MAC {values.mac} on VF {index}", reload]
+    if attribute is Attribute.VLAN and (values.vlan or values.qos):
+        return [f"Setting VLAN {values.vlan}, QOS 0x{values.qos:x} on VF {index}"]
+    if attribute is Attribute.TRUST and values.trust != before.trust:
+        return [f"VF {index} is {'' if values.trust else 'not '}trusted"]
+    return []
 
 
 def _check_mac(_dev: Device, _link: LinkSupport, values: VfAttributes) -> None:

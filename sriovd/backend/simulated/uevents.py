@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from enum import StrEnum
 
 from sriovd.backend.base import ErrorRecord, EventsLost, Fault, KernelEvent, LinkChanged, Uevent
+from sriovd.backend.driver_events import DriverEvent
 
 
 class EventFault(StrEnum):
@@ -41,6 +42,7 @@ class UeventQueue:
         self._open = False
         self._held: Uevent | ErrorRecord | None = None
         self._to_lose = 0
+        self.takes_drivers = False  # whether somebody wants what drivers say
 
     def open(self) -> None:
         """Begin to listen."""
@@ -48,7 +50,7 @@ class UeventQueue:
 
     def close(self) -> None:
         """Stop listening; what was not fetched is gone and the iterator ends."""
-        self._open = False
+        self._open = self.takes_drivers = False
         self._events.clear()
         self._held = None
         self._arrived.set()
@@ -78,6 +80,12 @@ class UeventQueue:
     def emit_link(self, event: LinkChanged) -> None:
         """Send what comes from another socket than uevents, which shares no misfortune with them."""
         if self._open:
+            self._events.append(event)
+            self._arrived.set()
+
+    def emit_driver(self, event: DriverEvent) -> None:
+        """Send what a driver says, if anybody wants it."""
+        if self._open and self.takes_drivers:
             self._events.append(event)
             self._arrived.set()
 

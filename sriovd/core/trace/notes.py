@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from sriovd.backend.base import ErrorRecord, Uevent
 from sriovd.backend.steps import Access, Script, Step, StepResult, Verb
+from sriovd.core.trace.joining import Telling
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
 
@@ -37,7 +37,8 @@ class Mark(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What a record tells beside its place in the tree: see sriovd.trace.record."""
+    """What a record tells beside its place in the tree: see sriovd.trace.record. `time_nsec`: when it
+    happened; 0: when it is put."""
 
     type: RecordType
     direction: Direction
@@ -47,6 +48,7 @@ class Note:
     errno: int = 0
     latency_nsec: int = 0
     mark: Mark | None = None
+    time_nsec: int = 0
 
 
 Subject = PciAddress | tuple[PciAddress, int]
@@ -90,14 +92,12 @@ def note_hang(step: Step, running_usec: int) -> Note:
     )  # fmt: skip
 
 
-def note_event(event: Uevent | ErrorRecord) -> Note:
-    """Something that the kernel has told."""
-    if isinstance(event, Uevent):
-        arguments = event.properties.get("ERROR_EVENT", "")
-        return Note(RecordType.UEVENT, Direction.FROM_KERNEL, Status.OK, str(event.action), arguments)
+def note_telling(telling: Telling) -> Note:
+    """What an event tells a VF."""
+    is_trouble = telling.type is RecordType.ERROR and telling.status is not Status.OK
     return Note(
-        RecordType.ERROR, Direction.FROM_KERNEL, Status.FAILED, str(event.severity),
-        f"status {event.status:#010x}", mark=Mark.ERROR,
+        telling.type, telling.direction, telling.status, telling.operation, telling.arguments,
+        mark=Mark.ERROR if is_trouble else None, time_nsec=telling.time_nsec,
     )  # fmt: skip
 
 

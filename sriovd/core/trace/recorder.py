@@ -8,21 +8,29 @@ before. Operators may read that, too. The cost of an event does not depend on ho
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sriovd.backend.base import ErrorRecord, Evidence, KernelEvent, Uevent
+from sriovd.backend.base import EventsLost, Evidence, KernelEvent, LinkChanged, Uevent
 from sriovd.backend.steps import ChainResult, Script
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
-from sriovd.core.trace.notes import Mark, Note, Subject, find_step, note_hang, note_refusal, subject_of
+from sriovd.core.recovery.record import Place
+from sriovd.core.trace.joining import Neighbourhood, join
+from sriovd.core.trace.notes import (
+    Mark,
+    Note,
+    Subject,
+    find_step,
+    note_hang,
+    note_refusal,
+    note_telling,
+    subject_of,
+)
 from sriovd.core.trace.stream import Sink, Stream
 from sriovd.core.trace.transaction import CURRENT, Transaction
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
-Place = tuple[PciAddress, int]  # PF and index
-
-_TOLD = (Uevent, ErrorRecord)
 KEPT = 128  # entries of one VF, of which a lease is a dozen
 KEPT_OF_ALL = 32768  # some 30 MB
 KEPT_AT_LEAST = 4
@@ -49,6 +57,9 @@ class Recorder:
         self._at: dict[PciAddress, Stream] = {}  # the traces of the VFs that are there, by address
         self._early: OrderedDict[PciAddress, Stream] = OrderedDict()
         self._away: dict[PciAddress, Place] = {}  # of leased VFs that are being made again
+        self._sinks: set[int] = set()  # leases that have one
+        self.on_wanted: Callable[[bool], None] = lambda _: None  # whether anybody has, when that changes
+        self._host = Neighbourhood(self._place_of, self._pf_driver_of, inventory.vfs_of, self._pfs_beside)
         inventory.listen(self._take_change)
 
     # Who speaks, and what is done.
@@ -91,17 +102,23 @@ class Recorder:
 
     def take(self, event: KernelEvent) -> None:
         """An event of the host."""
-        if isinstance(event, _TOLD):
+        if isinstance(event, Uevent):
             stream = self._at.get(event.address) or self._stream_of(event.address)
             if stream is not None:
                 stream.put_of(None, event)
+        elif not isinstance(event, EventsLost | LinkChanged):
+            for place, telling in join(event, self._host):
+                self._put(place, note_telling(telling))
+
+    def _put(self, place: Place, note: Note) -> None:
+        """It has happened, and nobody has asked for it."""
+        stream = self._stream(place)
+        if stream is not None:
+            stream.put_of(None, note)
 
     def note_pe(self, place: Place, state: str, cause: str, mark: Mark | None) -> None:
         """The PE of the VF there, or of its adapter, has come to that state."""
-        stream = self._stream(place)
-        if stream is not None:
-            note = Note(RecordType.RECOVERY, Direction.TO_OWNER, Status.OK, state, cause, mark=mark)
-            stream.put_of(None, note)
+        self._put(place, Note(RecordType.RECOVERY, Direction.TO_OWNER, Status.OK, state, cause, mark=mark))
 
     def note_adapter(self, slot: str, state: str, mark: Mark | None) -> None:
         """The PE of the adapter in that slot has come to that state: its VFs' owners are told."""
@@ -132,7 +149,7 @@ class Recorder:
         trace = self._traces.get(place) if place is not None else None
         if trace is None:
             return
-        trace.stream.sink = None
+        self._let_go(number, trace.stream)
         if place is not None and self._address_of(place) is None:
             del self._traces[place]
             return
@@ -145,6 +162,9 @@ class Recorder:
         stream = self._traces[self._leased[number]].stream
         kept = stream.read()
         stream.sink = sink
+        self._sinks.add(number)
+        if len(self._sinks) == 1:
+            self.on_wanted(True)
         for record in kept if history else ():
             sink.write(record)
 
@@ -152,7 +172,14 @@ class Recorder:
         """Write them there no more."""
         place = self._leased.get(number)
         if place is not None:
-            self._traces[place].stream.sink = None
+            self._let_go(number, self._traces[place].stream)
+
+    def _let_go(self, number: int, stream: Stream) -> None:
+        stream.sink = None
+        if number in self._sinks:
+            self._sinks.discard(number)
+            if not self._sinks:
+                self.on_wanted(False)
 
     def next_transaction(self, number: int) -> int:
         """The id that the next record of that lease will have. Raises KeyError."""
@@ -223,6 +250,22 @@ class Recorder:
             trace = self._traces[place] = _Trace(self._make(address))
             self._at[address] = trace.stream
         return trace.stream
+
+    def _place_of(self, address: PciAddress) -> Place | None:
+        function = self._inventory.functions.get(address)
+        if function is None:
+            return self._away.get(address)
+        return (function.virtual.parent, function.virtual.index) if function.virtual is not None else None
+
+    def _pf_driver_of(self, address: PciAddress) -> str:
+        function = self._inventory.functions.get(address)
+        return function.facts.driver if function is not None and function.physical is not None else ""
+
+    def _pfs_beside(self, address: PciAddress) -> tuple[PciAddress, ...]:
+        function = self._inventory.functions.get(address)
+        if function is None or function.physical is None:
+            return ()
+        return tuple(self._inventory.adapters[function.adapter].physical_functions)
 
     def _address_of(self, place: Place) -> PciAddress | None:
         return self._inventory.vfs_of(place[0]).get(place[1])

@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from sriovd.backend.base import ErrorRecord, KernelEvent, Uevent
+from sriovd.backend.base import ErrorRecord, Uevent
 from sriovd.backend.steps import ChainResult
 from sriovd.core import errors
-from sriovd.core.trace.notes import Mark, Note, note_event, note_step
+from sriovd.core.trace.joining import describe
+from sriovd.core.trace.notes import Mark, Note, note_step, note_telling
 from sriovd.core.trace.transaction import CURRENT, Branch, Transaction
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
@@ -43,8 +44,8 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-What = ChainResult | Note | KernelEvent | None
-"""What can happen; None: the transaction has but begun."""
+What = ChainResult | Note | Uevent | ErrorRecord | None
+"""What can happen: of events, those about the VF itself. None: the transaction has but begun."""
 
 _Entry = tuple[int, Transaction | None, What | _End]
 """When (CLOCK_MONOTONIC, nanoseconds), by what, and what. A bare tuple, because there are many."""
@@ -134,11 +135,12 @@ class Stream:
             case ChainResult():
                 yield from self._list_steps(time_nsec, what, parent)
             case Note():
-                yield self._note(time_nsec, what, parent)
+                yield self._note(what.time_nsec or time_nsec, what, parent)
             case _End(error) if transaction is not None:
                 yield self._end(time_nsec, transaction, error)
             case Uevent() | ErrorRecord():
-                yield self._note(time_nsec, note_event(what), parent)
+                note = note_telling(describe(what))
+                yield self._note(note.time_nsec or time_nsec, note, parent)
 
     def _list_steps(self, time_nsec: int, chain: ChainResult, parent: int) -> Iterator[Record]:
         """They were done one right after the other, the last just now."""

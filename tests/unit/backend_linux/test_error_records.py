@@ -84,12 +84,12 @@ def tracefs(tmp_path: Path) -> Tracefs:
 def test_records_are_told_as_they_come(tracefs: Tracefs, play: Play, wait_until: WaitUntil) -> None:
     async def story() -> None:
         tracefs.records.start()
-        assert tracefs.records.is_recorded
+        assert tracefs.records.is_open
         assert tracefs.events == []
         tracefs.record(1, make_page(5_000_000, [(7999, make_record(str(VF), 0, 0x4000, TLP))]))
         await wait_until(lambda: bool(tracefs.events))
         tracefs.records.stop()
-        assert not tracefs.records.is_recorded
+        assert not tracefs.records.is_open
         assert tracefs.events == [ErrorRecord(VF, Severity.NONFATAL, 0x4000, TLP, 5007)]
 
     play(story())
@@ -231,7 +231,7 @@ def test_without_records_it_is_said_once(
 
     async def story() -> None:
         tracefs.records.start()
-        assert not tracefs.records.is_recorded
+        assert not tracefs.records.is_open
         tracefs.records.drain()
         await asyncio.sleep(0)
         tracefs.records.stop()
@@ -248,7 +248,7 @@ def test_a_kernel_with_other_fields_is_not_guessed_at(
 
     async def story() -> None:
         tracefs.records.start()
-        assert not tracefs.records.is_recorded
+        assert not tracefs.records.is_open
         tracefs.records.stop()
 
     play(story())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sriovd.backend.base import Backend, DriverState, ErrorPath, Holder
+from sriovd.backend.linux.device_reports import DeviceReports
+from sriovd.backend.linux.driver_messages import DriverMessages
 from sriovd.backend.linux.host import LinuxBackend
 from sriovd.backend.steps import Step, Verb
 from sriovd.pci import PciAddress
@@ -128,6 +130,43 @@ def test_a_run_directory_that_cannot_be_made_is_named(tree: FakeTree, play: Play
         backend = LinuxBackend(str(tree.root), str(tree.run_directory))
         with pytest.raises(OSError, match="run"):
             await backend.start()
+        await backend.stop()
+
+    play(story())
+
+
+def test_drivers_are_listened_to_while_that_is_wanted(
+    tree: FakeTree, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once however often it is asked for, and no longer than the host itself."""
+    calls: list[str] = []
+    for source in (DriverMessages, DeviceReports):
+        for verb in ("start", "stop"):
+            name = f"{verb} {source.__name__}"
+            monkeypatch.setattr(source, verb, lambda _self, name=name: calls.append(name))
+
+    async def story() -> None:
+        backend = LinuxBackend(str(tree.root), str(tree.run_directory))
+        await backend.start()
+        assert calls == []
+        for wanted in (False, True, True):
+            backend.listen_to_drivers(wanted)
+        assert calls == ["start DriverMessages", "start DeviceReports"]
+        await backend.stop()
+        assert calls[2:] == ["stop DriverMessages", "stop DeviceReports"]
+
+    play(story())
+
+
+def test_an_instance_that_a_killed_daemon_left_is_removed(tree: FakeTree, play: Play) -> None:
+    left = tree.root / "kernel/tracing/instances/sriovd-devlink"
+    left.mkdir(parents=True)
+
+    async def story() -> None:
+        backend = LinuxBackend(str(tree.root), str(tree.run_directory))
+        await backend.start()
+        assert not left.exists()
+        assert backend.read_counters(tree.function) == {}
         await backend.stop()
 
     play(story())

@@ -85,7 +85,7 @@ def test_one_attribute_makes_one_request(request_text: str, expected: tuple[int,
     assert encode_step(Step(Verb.SET_VF_ATTRIBUTE, PF, request_text)) == message(SETLINK, 5, body)
 
 
-@pytest.mark.parametrize(("argument", "mask"), [("", 8), ("vfs", 9)])
+@pytest.mark.parametrize(("argument", "mask"), [("", 8), ("vfs", 9), ("statistics", 1)])
 def test_statistics_are_never_asked_for(argument: str, mask: int) -> None:
     wanted = message(GETLINK, 1, attribute(29, words(mask)))
     assert encode_step(Step(Verb.READ_LINK, PF, argument)) == wanted
@@ -130,6 +130,24 @@ def test_a_reply_tells_whether_the_link_is_switched_on(flags: int, up: int) -> N
 def test_a_mac_is_as_long_as_the_interfaces_own() -> None:
     _, text = decode_reply(reply(vf(0), 1, mac_bytes=20))
     assert parse_report(text).vfs[0].mac == "02:00:00:00:00:01" + ":00" * 14
+
+
+def test_counters_are_told_by_name() -> None:
+    numbers = (1, 2, 3, 4, 5, 6, 8, 9)
+    counts = b"".join(attribute(number, struct.pack("=Q", number * 10)) for number in numbers)
+    padded = counts[:72] + attribute(7, b"") + counts[72:]  # IFLA_VF_STATS_PAD
+    info = attribute(1, vf(3)[4:] + attribute(8, padded))
+    code, text = decode_reply(reply(info, 4))
+    assert code == 0
+    report = parse_report(text)
+    assert report.vfs[3] == SEEN
+    assert report.counters == {
+        3: {
+            "rx-packets": 10, "tx-packets": 20, "rx-bytes": 30, "tx-bytes": 40, "broadcast": 50,
+            "multicast": 60, "rx-dropped": 80, "tx-dropped": 90,
+        },
+    }  # fmt: skip
+    assert format_report(report) == text
 
 
 def test_256_vfs_fit_and_400_do_not() -> None:

@@ -131,6 +131,7 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (SIMULATOR_INTERFACE, "OpenDevice"): (SIMULATE, (VF, 1, "qemu")),
     (SIMULATOR_INTERFACE, "CloseDevice"): (SIMULATE, (VF,)),
     (SIMULATOR_INTERFACE, "SetVFAttribute"): (SIMULATE, (PF, "0 trust on")),
+    (SIMULATOR_INTERFACE, "SendMailbox"): (SIMULATE, (VF, "reset", "")),
     (SIMULATOR_INTERFACE, "InjectError"): (SIMULATE, (PF, "nonfatal", 0, [])),
     (SIMULATOR_INTERFACE, "HideErrors"): (SIMULATE, (["records"],)),
     (SIMULATOR_INTERFACE, "LoseEvents"): (SIMULATE, (1,)),

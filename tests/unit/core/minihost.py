@@ -108,6 +108,8 @@ class MiniHost:
         self.unreadable: set[PciAddress] = set()
         self.reads: list[PciAddress] = []
         self.deferred: list[bool] = []
+        self.listening: list[bool] = []
+        self.counters: dict[PciAddress, Mapping[str, int]] = {}
         self.scripts: list[str] = []
         self.listing_fails = False
         self.error_counters: dict[PciAddress, Mapping[Severity, Mapping[str, int]]] = {}
@@ -137,6 +139,9 @@ class MiniHost:
 
     def defer_events(self, deferred: bool) -> None:
         self.deferred.append(deferred)
+
+    def listen_to_drivers(self, wanted: bool) -> None:
+        self.listening.append(wanted)
 
     def list_functions(self) -> Sequence[PciAddress]:
         if self.listing_fails:
@@ -184,6 +189,9 @@ class MiniHost:
 
     def read_error_counters(self, address: PciAddress) -> Mapping[Severity, Mapping[str, int]]:
         return self.error_counters.get(address, {})
+
+    def read_counters(self, address: PciAddress) -> Mapping[str, int]:
+        return self.counters.get(address, {})
 
     def read_error_path(self, address: PciAddress) -> ErrorPath:
         return self.error_paths.get(address, ErrorPath())

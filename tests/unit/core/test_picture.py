@@ -9,7 +9,21 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sriovd.backend.base import EventsLost, FunctionFacts, LinkChanged
+from sriovd.backend.base import (
+    ErrorRecord,
+    EventsLost,
+    FunctionFacts,
+    KernelEvent,
+    LinkChanged,
+    Severity,
+)
+from sriovd.backend.driver_events import (
+    DeviceReport,
+    DriverMessage,
+    MailboxMessage,
+    MessagesLost,
+    ReportSource,
+)
 from sriovd.core.messages import FIELDS_ATTRIBUTE, Message
 from sriovd.pci import PciAddress
 from tests.unit.core.minihost import Rules, run_async, settle, until
@@ -220,5 +234,28 @@ def test_a_long_look_lets_others_run() -> None:
         assert 0 < len(rules.host.reads) < 65
         await looking
         assert known(rules) == rules.kernel.functions
+
+    run_async(test())
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        DriverMessage(PF, "igb", "VF 1 is ill", 5),
+        DeviceReport(PF, ReportSource.HEALTH, "fw: ill", 5),
+        MailboxMessage(PF, "reset", "", True, 5),
+        MessagesLost(None, 3, 5),
+        ErrorRecord(PF, Severity.CORRECTED, 1, (), 5),
+    ],
+)
+def test_what_drivers_say_is_passed_on_and_no_reason_to_look(event: KernelEvent) -> None:
+    async def test() -> None:
+        async with following(make_pf()) as rules:
+            taken: list[KernelEvent] = []
+            rules.picture.on_event = taken.append
+            rules.host.tell(event)
+            await until(lambda: taken == [event])
+            await settle()
+            assert rules.host.reads == []
 
     run_async(test())

@@ -1,0 +1,174 @@
+"""Which VFs an event of the host concerns, and what their records say of it. Pure.
+
+Rule: default deny. An event belongs to a VF when the kernel's own fields say so, or when it is about its PF
+and the PF's driver has written exactly one VF's number into it, in the one form in which that driver numbers
+VFs from 0. What names another VF, several, or another function's address belongs to nobody: a trace is read
+by a tenant, who learns nothing of his neighbours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, LinkChanged, Severity, Uevent
+from sriovd.backend.driver_events import (
+    DeviceReport,
+    DriverEvent,
+    DriverMessage,
+    MailboxMessage,
+    MessagesLost,
+    ReportSource,
+)
+from sriovd.core.recovery.record import Place
+from sriovd.pci import PciAddress
+from sriovd.pci_aer import CORRECTABLE_NAMES, UNCORRECTABLE_NAMES, bit_names
+from sriovd.trace.record import Direction, RecordType, Status
+
+# How PF drivers write a VF into a message, each in its own source: "VF %d" with the index that sysfs has in
+# virtfnN. In drivers/net/ethernet/intel/, Linux 6.1 to 7.2: igb/igb_main.c counts j < vfs_allocated_count;
+# ixgbe/ixgbe_sriov.c likewise; i40e/i40e_virtchnl_pf.c i40e_alloc_vfs sets vfs[i].vf_id = i;
+# ice/ice_sriov.c ice_create_vf_entries likewise. The other forms there do not count from this PF's first VF
+# ("VF# %d", "VF number 0x%02x": i40e and ice print a register that counts all VFs of the device) or do not
+# say (mlx5's vports begin with the PF).
+_VF_AND_INDEX = re.compile(r"\bVF (0|[1-9][0-9]{0,3})(?![\w#/-]|[.:]\S)", re.ASCII)
+NUMBERING: Mapping[str, re.Pattern[str]] = dict.fromkeys(("igb", "ixgbe", "i40e", "ice"), _VF_AND_INDEX)
+
+# Whatever else could be meant for a VF, in any spelling: it must be one of those above, or of no VF at all.
+_MENTION = re.compile(r"vf|virtual\s*f|virtfn|vport|function", re.IGNORECASE)
+_HARMLESS = re.compile(
+    r"\b[Tt]he VF (driver|device|MAC address)\b(?!\s*[0-9#])|\bmdd-(auto-reset|disable)-vfs?=(on|off)\b"
+)
+# A list goes on with a number: "VF 1, 2", "VF 1 and 2", "VF 1 to 3".
+_GOES_ON = re.compile(r"\s*(,|;|&|\+|/|-|\.\.|and|or|to|through|until)\s*(VF\s*)?[0-9]", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"(?<![0-9a-f:])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f](?![0-9a-f:])", re.IGNORECASE
+)
+
+
+# Of a uevent's properties.
+_SHOWN = ("DRIVER", "ERROR_EVENT", "DEVICE_ONLINE")
+Told = Uevent | ErrorRecord | DriverEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What an event gives a record. `time_nsec`: CLOCK_MONOTONIC; 0: now."""
+
+    type: RecordType
+    direction: Direction
+    status: Status
+    operation: str
+    arguments: str = ""
+    time_nsec: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """Who is who on the host, as far as joining has to know.
+
+    `place_of`: the place of the VF at an address, None for what is no VF. `pf_driver_of`: the driver of the
+    PF at an address, empty for none and for what is no PF. `vfs_of`: the VFs of a PF, by index.
+    `pfs_beside`: all PFs of the adapter of the PF at an address, itself too; none for what is no PF.
+    """
+
+    place_of: Callable[[PciAddress], Place | None]
+    pf_driver_of: Callable[[PciAddress], str]
+    vfs_of: Callable[[PciAddress], Mapping[int, PciAddress]]
+    pfs_beside: Callable[[PciAddress], tuple[PciAddress, ...]]
+
+
+def join(event: KernelEvent, host: Neighbourhood) -> list[tuple[Place, Telling]]:
+    """The places of the VFs that `event` concerns, with what each is told of it; none for most."""
+    if isinstance(event, EventsLost | LinkChanged) or event.address is None:
+        return []
+    place = host.place_of(event.address)
+    own = [] if place is None else [place]
+    if isinstance(event, DriverMessage):
+        places = _find_own(event, own) or _find_named(event, host)
+        return [(each, describe(event)) for each in places]
+    if isinstance(event, Uevent | DeviceReport | MailboxMessage) or own:
+        return [(each, describe(event)) for each in own]
+    # What befalls one of an adapter's PFs befalls all. Of a PF's lost messages nobody knows whom they named.
+    pfs = host.pfs_beside(event.address) if isinstance(event, ErrorRecord) else (event.address,)
+    telling = describe(event, is_own=False)
+    return [((pf, index), telling) for pf in pfs for index in sorted(host.vfs_of(pf))]
+
+
+def _find_own(message: DriverMessage, own: list[Place]) -> list[Place]:
+    """The VF that the message is about, unless its text has another function's address."""
+    known = {message.address, *(pf for pf, _ in own)}
+    return own if _names_no_other(message.text, known) else []
+
+
+def _find_named(message: DriverMessage, host: Neighbourhood) -> list[Place]:
+    """The VF that its PF's driver names."""
+    pf = message.address
+    if not message.driver or host.pf_driver_of(pf) != message.driver:
+        return []
+    index, vfs = find_index(message.driver, message.text), host.vfs_of(pf)
+    if index is None or index not in vfs:
+        return []
+    return [(pf, index)] if _names_no_other(message.text, {pf, vfs[index]}) else []
+
+
+def find_index(driver: str, text: str) -> int | None:
+    """The index of the one VF that a message of that PF driver names; None when it names none or more, or
+    in another form than that driver's."""
+    if driver not in NUMBERING:
+        return None
+    named = list(NUMBERING[driver].finditer(text))
+    if len({match[1] for match in named}) != 1 or any(_GOES_ON.match(text, match.end()) for match in named):
+        return None
+    understood = [match.span() for match in (*named, *_HARMLESS.finditer(text))]
+    mentions = (match.start() for match in _MENTION.finditer(text))
+    is_clear = all(any(begin <= at < end for begin, end in understood) for at in mentions)
+    return int(named[0][1]) if is_clear else None
+
+
+def _names_no_other(text: str, known: set[PciAddress]) -> bool:
+    """Whether every PCI address in `text` is of `known`; one without a domain is nobody's for sure."""
+    names = {str(address) for address in known}
+    return all(match[0].lower() in names for match in _ADDRESS.finditer(text))
+
+
+def describe(event: Told, *, is_own: bool = True) -> Telling:
+    """What a record says of `event`. `is_own`: it is about the VF itself; else about its PF, of whose doings
+    a VF is told no more than what befalls itself."""
+    match event:
+        case Uevent():
+            words = [f"{name}={value}" for name, value in event.properties.items() if name in _SHOWN]
+            return _tell(RecordType.UEVENT, str(event.action), " ".join(words))
+        case ErrorRecord():
+            return _describe_error(event, is_own=is_own)
+        case DriverMessage():
+            text = f"{event.text} ({event.times} times)" if event.times > 1 else event.text
+            return _tell(RecordType.DRIVER, event.driver or "kernel", text, event.at_usec)
+        case DeviceReport():
+            kind = RecordType.HEALTH if event.source is ReportSource.HEALTH else RecordType.HARDWARE
+            return _tell(kind, str(event.source), event.text, event.at_usec)
+        case MailboxMessage():
+            status = Status.OK if event.ok else Status.FAILED
+            return _tell(RecordType.MAILBOX, event.command, event.argument, event.at_usec, status)
+        case MessagesLost():
+            whose = f"{event.count} of this VF" if is_own and event.count else "perhaps of this VF"
+            return _tell(RecordType.NOTE, "messages-lost", whose, event.at_usec, Status.FAILED)
+
+
+def _describe_error(event: ErrorRecord, *, is_own: bool) -> Telling:
+    """Of a PF's the header is left out: it may be of anybody's transaction."""
+    is_corrected = event.severity is Severity.CORRECTED
+    names = bit_names(event.status, CORRECTABLE_NAMES if is_corrected else UNCORRECTABLE_NAMES)
+    words = [event.severity, *(names or ["status-unknown"])]
+    if is_own and event.tlp_header:
+        words += ["tlp", *(f"{each:08x}" for each in event.tlp_header)]
+    status = Status.OK if is_corrected else Status.FAILED
+    operation = "vf-error" if is_own else "pf-error"
+    return _tell(RecordType.ERROR, operation, " ".join(words), event.at_usec, status)
+
+
+def _tell(
+    kind: RecordType, operation: str, arguments: str, at_usec: int = 0, status: Status = Status.OK
+) -> Telling:
+    return Telling(kind, Direction.FROM_KERNEL, status, operation, arguments, at_usec * 1000)
