@@ -13,6 +13,7 @@ from sriovd.bus.errors import reply_for
 from sriovd.bus.paths import encode_path_element
 from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.core.converge.standing import Standing
+from sriovd.core.inspect.vocabulary import Inspection
 from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.lease.cdi import qualified_name
@@ -30,6 +31,7 @@ VIRTUAL_FUNCTION = "org.sriovd1.VirtualFunction"
 JOB = "org.sriovd1.Job"
 LEASE_INTERFACE = "org.sriovd1.Lease"
 RECOVERY = "org.sriovd1.Recovery"
+TRACE = "org.sriovd1.Trace"
 SIMULATOR_INTERFACE = "org.sriovd1.Simulator"
 
 _PATHS_KEPT = 1024
@@ -76,6 +78,7 @@ def function_interfaces(function: Function, num_vfs: int, standing: Standing) ->
             "PhysicalFunction": function_path(virtual.parent),
             "Index": virtual.index,
         }
+        interfaces[TRACE] = {"Inspections": [*Inspection]}
     return interfaces
 
 

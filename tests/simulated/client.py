@@ -19,11 +19,11 @@ from sriovd.bus.transport import connect_socket
 BUS_NAME = "org.sriovd1"
 ROOT = "/org/sriovd1"
 SIMULATOR_PATH = f"{ROOT}/simulator"
-MANAGER, ADAPTER, FUNCTION, PHYSICAL_FUNCTION, VIRTUAL_FUNCTION, JOB, LEASE, RECOVERY, SIMULATOR = (
+MANAGER, ADAPTER, FUNCTION, PHYSICAL_FUNCTION, VIRTUAL_FUNCTION, JOB, LEASE, RECOVERY, TRACE, SIMULATOR = (
     f"{BUS_NAME}.{name}"
     for name in (
         "Manager", "Adapter", "Function", "PhysicalFunction", "VirtualFunction", "Job", "Lease",
-        "Recovery", "Simulator",
+        "Recovery", "Trace", "Simulator",
     )
 )  # fmt: skip
 PROPERTIES = "org.freedesktop.DBus.Properties"
