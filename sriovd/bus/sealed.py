@@ -14,7 +14,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 def seal(name: str, data: bytes) -> int:
-    """A descriptor of `data` for reading, which the caller closes. `name`: shown in /proc. Raises OSError."""
+    """A descriptor of `data`, for reading; its owner closes it. `name`: shown in /proc. Raises OSError."""
     made = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(made, "wb", closefd=False) as file:

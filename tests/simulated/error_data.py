@@ -9,9 +9,14 @@ import json
 import os
 from typing import Any
 
+from dbus_next import MessageType
+from dbus_next import Variant as BusVariant
+
+from sriovd.backend.simulated.kernel import Call
+from sriovd.backend.steps import Access
 from sriovd.bus.signature import Variant
 from sriovd.pci import PciAddress
-from tests.simulated.client import TRACE, Refusal, function_path
+from tests.simulated.client import MANAGER, ROOT, TRACE, Refusal, function_path
 from tests.simulated.ward import VFS, Ward
 
 OWNER, NEIGHBOUR = "own-name", "neighbour-name"
@@ -32,9 +37,19 @@ async def lease_two(here: Ward) -> None:
     await here.client.lease(NEIGHBOUR, address=VFS[3])
 
 
+async def collect_descriptor(here: Ward, vf: str, given: dict[str, Variant]) -> int:
+    """What CollectErrorData gives: an open descriptor."""
+    plain = {name: BusVariant(value.signature, value.value) for name, value in given.items()}
+    where = {"path": ROOT, "interface": MANAGER}
+    reply = await here.listener.call("CollectErrorData", "sa{sv}", vf, plain, **where)
+    assert reply.message_type is MessageType.METHOD_RETURN, reply.body
+    (fd,) = reply.unix_fds
+    return int(fd)
+
+
 async def collect_bytes(here: Ward, vf: str = VF, **asked: Any) -> bytes:
     """What CollectErrorData gives, by its descriptor."""
-    (fd,) = await here.client.ask("CollectErrorData", "sa{sv}", vf, options(**asked))
+    fd = await collect_descriptor(here, vf, options(**asked))
     try:
         return os.pread(fd, 1 << 24, 0)
     finally:
@@ -69,3 +84,15 @@ async def inspect(here: Ward, what: str, vf: str = VF, owner: str = OWNER) -> di
 async def inspect_refused(here: Ward, what: str, vf: str = VF, owner: str = OWNER) -> Refusal:
     """Inspect of the Manager, which must fail."""
     return await here.client.refused("Inspect", "ssa{sv}", vf, what, options(owner))
+
+
+def note_accesses(here: Ward) -> list[str]:
+    """The path of every blocking access to the host from now on."""
+    start, paths = here.backend.kernel.start, list[str]()
+
+    def note(access: Access, path: str, data: bytes = b"") -> Call:
+        paths.append(path)
+        return start(access, path, data)
+
+    here.backend.kernel.start = note  # type: ignore[method-assign]
+    return paths

@@ -84,7 +84,7 @@ class Site:
         except (Frozen, LockedOut, Quarantined) as error:
             _, vf = self.desk.pes_at(subject.place)
             raise type(error)(
-                f"VF {subject.address} is {vf.state.word}: nothing reads from it until it is back in service.",
+                f"VF {subject.address} is {vf.state.word}: nothing reads from it until it is in service.",
                 "CollectErrorData has what was read of it before.",
             ) from None
 
