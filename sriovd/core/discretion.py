@@ -11,12 +11,13 @@ import re
 from sriovd.pci import PciAddress
 
 _INDISCREET = re.compile(
-    r"[0-9a-f]{2}:[0-9a-f]{2}"  # PCI addresses and slots in every form, MAC addresses, GUIDs
+    r"(?<![0-9a-f])[0-9a-f]{2}:[0-9a-f]{2}"  # PCI addresses and slots in every form, MAC addresses
+    r"|[0-9a-f]{4}:[0-9a-f]{4}:"  # GUIDs; not a device's vendor:device
     r"|['\"`]"  # names that somebody has chosen
     r"|\w\[\d+\]"  # a process, as in qemu[4242]
     r"|(?<![a-z])(?:vfs?|virtfn|functions?|siblings?|neighbours?)(?![a-z])"
     r"|(?<![a-z])(?:uid|pid|gid|user|owner|lease|tenant|process|comm|vm)(?![a-z])"
-    r"|(?<![a-z])(?:rid|bdf|devfn|requester|completer)(?![a-z])",
+    r"|(?<![a-z])(?:rid|bdf|devfn|requester|completer)(?: id)?[ :=]*(?:0x)?\d",
     re.IGNORECASE | re.ASCII,
 )
 _PRINTABLE = re.compile(r"[ -~]*", re.ASCII)

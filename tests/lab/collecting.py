@@ -2,9 +2,9 @@
 
     python3 collecting.py ADDRESS OWNER
 
-prints one line of JSON: "document" as CollectErrorData gave it, "seals" and "mode" of its descriptor, "same":
-whether ReadErrorData gave the same but for the moment, "refused": what Inspect of its registers ended with,
-empty for nothing. Whoever is told to come again later does so.
+prints one line of JSON: "document" as CollectErrorData gave it, "seals" and "mode" of its descriptor,
+"same": whether ReadErrorData gave the same but for the moment, "refused": what Inspect of its registers
+ended with, empty for nothing. Whoever is told to come again later does so.
 """
 
 from __future__ import annotations

@@ -13,14 +13,15 @@ from typing import Any
 from sriovd.backend.base import Severity
 from tests.lab.client import IGB0, NAME, Client, function_path, kernel_vfs
 from tests.lab.desired import policy_file, wait_pf_in_sync
-from tests.lab.errors import COMPLETION_TIMEOUT, inject_error
+from tests.lab.errors import inject_error
 from tests.lab.holding import holder
 from tests.lab.leasing import VF, Tenant, tenants_may_lease
-from tests.lab.recovery import RECOVERY, SLOTS, adapter, wait_recovered
+from tests.lab.recovery import SLOTS, adapter, standings, wait_recovered
 from tests.lab.waiting import wait_until
 
 COLLECTING = Path(__file__).with_name("collecting.py")
 OWNER, NEIGHBOUR, THEIRS = "tenant1", "tenant2", "0000:01:10.2"
+POISONED_TLP = 1 << 12  # of which the kernel logs the header, as it does not of all
 TLP = (0x40000001, 0x0100050F, 0xFEE00000, 0)
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 POLICY = """\
@@ -70,9 +71,9 @@ def describe(document: dict[str, Any]) -> str:
 
 
 def wait_state(client: Client, state: str) -> None:
-    wait_until(
-        lambda: client.get(function_path(VF), RECOVERY, "State") == state, 60.0, f"the VF to be {state}"
-    )
+    """Until the VF is in that state; a rung may have taken it away meanwhile."""
+    path = function_path(VF)
+    wait_until(lambda: standings(client).get(path, {}).get("State") == state, 60.0, f"the VF to be {state}")
 
 
 def test_of_an_error_from_which_the_adapter_recovers(fresh: Client) -> None:
@@ -106,13 +107,13 @@ def test_of_errors_from_which_nothing_recovers(fresh: Client) -> None:
     guest = fresh.guest
     with two_tenants(fresh, STRICT) as tenant:
         others = [each for each in kernel_vfs(guest, IGB0) if each != VF]
-        inject_error(guest, VF, Severity.NONFATAL, COMPLETION_TIMEOUT, TLP)
+        inject_error(guest, VF, Severity.NONFATAL, POISONED_TLP, TLP)
         wait_state(fresh, "failed")
         wait_until(lambda: fresh.ask("ListBundles", "s", SLOTS[IGB0])[0], 30.0, "the bundle")
         failed = collect(fresh, others)
         assert (failed["kind"], failed["refused"]) == ("unrecoverable", "Quarantined")
         (own,) = failed["error"]["records"]
-        assert (own["severity"], own["errors"]) == ("nonfatal", ["CmpltTO"])
+        assert (own["severity"], own["errors"]) == ("nonfatal", ["TLP"])
         assert own["tlp_header"] == [f"{word:08x}" for word in TLP]
         assert failed["error"]["config"]
         inject_error(guest, IGB0, Severity.NONFATAL)

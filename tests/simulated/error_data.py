@@ -9,8 +9,8 @@ import json
 import os
 from typing import Any
 
-from dbus_next import MessageType
-from dbus_next import Variant as BusVariant
+from dbus_next.constants import MessageType
+from dbus_next.signature import Variant as BusVariant
 
 from sriovd.backend.simulated.kernel import Call
 from sriovd.backend.steps import Access
@@ -40,8 +40,7 @@ async def lease_two(here: Ward) -> None:
 async def collect_descriptor(here: Ward, vf: str, given: dict[str, Variant]) -> int:
     """What CollectErrorData gives: an open descriptor."""
     plain = {name: BusVariant(value.signature, value.value) for name, value in given.items()}
-    where = {"path": ROOT, "interface": MANAGER}
-    reply = await here.listener.call("CollectErrorData", "sa{sv}", vf, plain, **where)
+    reply = await here.listener.call("CollectErrorData", "sa{sv}", vf, plain, path=ROOT, interface=MANAGER)
     assert reply.message_type is MessageType.METHOD_RETURN, reply.body
     (fd,) = reply.unix_fds
     return int(fd)

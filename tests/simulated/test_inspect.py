@@ -33,7 +33,7 @@ async def test_what_each_shows(bus: PrivateBus, root: str) -> None:
         await lease_two(here)
         await here.set_attributes(VF, mac=Variant("s", "02:00:00:00:00:22"), vlan=Variant("u", 22))
         await here.set_attributes(VFS[3], mac=Variant("s", "02:00:00:00:00:33"), vlan=Variant("u", 33))
-        shown = {name: await inspect(here, name) for name in Inspection}
+        shown = {name.value: await inspect(here, name) for name in Inspection}
         refute_others(repr(shown))
         assert "02:00:00:00:00:33" not in repr(shown)
         resources = shown["resources"]
