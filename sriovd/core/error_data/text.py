@@ -38,7 +38,7 @@ def _describe_error(error: Mapping[str, Any]) -> Iterator[str]:
     yield from _section("Its errors", (_describe_own(each) for each in error["records"]))
     yield from _section(
         "Errors of its adapter",
-        (f"{_at(e)} {e['of']} {e['severity']}: {', '.join(e['errors'])}" for e in error["adapter_errors"]),
+        (f"{_at(e)} {e['of']} {e['severity']}: {_name(e)}" for e in error["adapter_errors"]),
     )
     yield from _section("Error counters that changed", _list_changes(error))
     yield from _section("Kernel log", error["kernel_log"])
@@ -47,9 +47,12 @@ def _describe_error(error: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _describe_own(record: Mapping[str, Any]) -> str:
-    names = ", ".join(record["errors"]) or "its status could not be read"
     tlp = f"; TLP {' '.join(record['tlp_header'])}: {record['tlp']}" if record["tlp"] else ""
-    return f"{_at(record)} {record['severity']}: {names} ({record['status']:#010x}){tlp}"
+    return f"{_at(record)} {record['severity']}: {_name(record)} ({record['status']:#010x}){tlp}"
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return ", ".join(record["errors"]) or "its status could not be read"
 
 
 def _list_changes(error: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Protocol
 from sriovd.backend.base import Backend
 from sriovd.backend.steps import Chain, ChainResult, Script, Step
 from sriovd.core.configurer import Configurer
-from sriovd.core.errors import Frozen, LockedOut, Quarantined, TimedOut
+from sriovd.core.errors import Frozen, LockedOut, NoSuchFunction, Quarantined, TimedOut
 from sriovd.core.execute import Executor
 from sriovd.core.inventory import Function, Inventory
 from sriovd.core.kernel_errors import explain
@@ -73,8 +73,11 @@ class Site:
     read_counters: Callable[[PciAddress], Mapping[str, int]] = lambda _vf: {}
 
     def vf(self, subject: Subject) -> Function:
-        """The VF as it is now. Raises NoSuchFunction while it is away."""
-        return self.inventory.get(subject.address)
+        """The VF as it is now. Raises NoSuchFunction while it is away, or when another is at its address."""
+        vf = self.inventory.functions.get(subject.address)
+        if vf is None or vf.virtual is None or (vf.virtual.parent, vf.virtual.index) != subject.place:
+            raise NoSuchFunction(f"VF {subject.address} is away.", "It may be made again: ask later.")
+        return vf
 
     def refuse_held(self, subject: Subject) -> None:
         """Raises Frozen, LockedOut or Quarantined while nobody may touch the VF; why its adapter is out of
@@ -90,12 +93,13 @@ class Site:
 
     @asynccontextmanager
     async def turn(self, subject: Subject) -> AsyncIterator[None]:
-        """The right to read from the VF, which comes when its adapter's turn does. Raises as refuse_held;
-        TimedOut when it does not come; Stuck."""
+        """The right to read from the VF, which comes when its adapter's turn does. Raises as refuse_held and
+        vf; TimedOut when it does not come; Stuck."""
         try:
             async with asyncio.timeout(_LANE_SEC) as limit, self.executor.lane(subject.adapter):
                 limit.reschedule(None)  # what is done then has a deadline of its own
                 self.refuse_held(subject)  # much may have happened while others had their turn
+                self.vf(subject)
                 yield
         except TimeoutError:
             raise TimedOut(f"The adapter of VF {subject.address} is busy.", "Ask again.") from None

@@ -89,9 +89,10 @@ async def show_driver(subject: Subject, site: Site) -> Shown:
 
 async def show_counters(subject: Subject, site: Site) -> Shown:
     """What kernel and drivers have counted of it; nobody asks the device."""
-    errors = site.backend.read_error_counters(subject.address)
+    vf = site.vf(subject).address
+    errors = site.backend.read_error_counters(vf)
     shown: dict[str, Value] = {f"aer-{severity}": dict(errors.get(severity, {})) for severity in Severity}
-    return shown | {"driver": dict(site.read_counters(subject.address))}
+    return shown | {"driver": dict(site.read_counters(vf))}
 
 
 async def show_recovery(subject: Subject, site: Site) -> Shown:
