@@ -30,6 +30,7 @@ from sriovd.bus.actions import (
 from sriovd.bus.contract import load_contract
 from sriovd.bus.descriptors import Descriptors
 from sriovd.bus.dispatch import Caller, Handler
+from sriovd.bus.error_data_verbs import ErrorDataVerbs
 from sriovd.bus.lease_verbs import LeaseVerbs
 from sriovd.bus.objects import (
     ADAPTER,
@@ -40,6 +41,7 @@ from sriovd.bus.objects import (
     PHYSICAL_FUNCTION,
     RECOVERY,
     SIMULATOR_INTERFACE,
+    TRACE,
     VIRTUAL_FUNCTION,
     Objects,
     function_path,
@@ -65,6 +67,7 @@ from .support import in_loop
 
 PF, VF, OWNER, TENANT, STRANGER = "0000:01:00.0", "0000:01:10.0", "vm", 1000, 1001
 OPTIONS: dict[str, Variant] = {}
+OWNED = {"owner": Variant("s", OWNER)}
 
 # Interface and method -> the action, and arguments with which it would work.
 TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
@@ -93,6 +96,9 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (MANAGER, "Lift"): (RECOVER, (PF, OPTIONS)),
     (MANAGER, "ListBundles"): (INSPECT, ("0000:01:00",)),
     (MANAGER, "ReadBundle"): (RECOVER, (1, "text")),
+    (MANAGER, "Inspect"): (LEASE, (VF, "driver", OWNED)),
+    (MANAGER, "CollectErrorData"): (LEASE, (VF, OWNED)),
+    (MANAGER, "ReadErrorData"): (LEASE, (VF, OWNED)),
     (FUNCTION, "Bind"): (BIND_DRIVER, ("pci-stub", OPTIONS)),
     (FUNCTION, "Unbind"): (BIND_DRIVER, (OPTIONS,)),
     (FUNCTION, "Reset"): (RESET, (OPTIONS,)),
@@ -110,6 +116,9 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (RECOVERY, "Lift"): (RECOVER, (OPTIONS,)),
     (RECOVERY, "ListBundles"): (INSPECT, ()),
     (RECOVERY, "ReadBundle"): (RECOVER, (1, "text")),
+    (TRACE, "Inspect"): (RECOVER, ("driver", OPTIONS)),
+    (TRACE, "CollectErrorData"): (RECOVER, (OPTIONS,)),
+    (TRACE, "ReadErrorData"): (RECOVER, (OPTIONS,)),
     (JOB, "Wait"): (INSPECT, (0,)),
     (JOB, "Cancel"): (SET_NUM_VFS, ()),
     (SIMULATOR_INTERFACE, "ListProfiles"): (SIMULATE, ()),
@@ -129,6 +138,7 @@ PATHS = {
     VIRTUAL_FUNCTION: function_path(PciAddress.parse(VF)),
     PHYSICAL_FUNCTION: function_path(PciAddress.parse(PF)),
     RECOVERY: function_path(PciAddress.parse(VF)),
+    TRACE: function_path(PciAddress.parse(VF)),
     LEASE_INTERFACE: lease_path(1),
     JOB: job_path(1),
 }
@@ -180,6 +190,14 @@ class Service:
             **leases.handlers(),
             **RecoveryVerbs(
                 engine.inventory, engine.leases, engine.recovery, objects, self.authority, Everybody()
+            ).handlers(),
+            **ErrorDataVerbs(
+                engine.leases,
+                engine.recovery.gate,
+                objects,
+                self.authority,
+                lambda: engine.inspector,
+                lambda: engine.error_data,
             ).handlers(),
             **SimulatorVerbs(backend, self.authority).handlers(),
         }
