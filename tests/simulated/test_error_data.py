@@ -215,6 +215,10 @@ async def test_a_former_owners_error_is_not_the_next_ones(bus: PrivateBus, root:
         document = await collect(here)
         assert (document["kind"], document["bundles"]) == ("none", [])
         assert len((await collect(here, owner=""))["bundles"]) == 1, "an operator sees them all"
+        await here.err(VF)
+        await here.until_bundles("freeze", "freeze")
+        (own,) = (await collect(here))["error"]["records"]
+        assert own["errors"] != ["TLP"], "the bundle has both, and one was the former owner's"
 
 
 @in_loop
