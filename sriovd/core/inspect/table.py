@@ -6,6 +6,7 @@ reads of more than that (the attributes of all VFs come in one answer) it cuts d
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -105,7 +106,7 @@ async def show_recovery(subject: Subject, site: Site) -> Shown:
         "state": vf.state.word,
         "cause": "" if vf.state is VfState.ONLINE else ("own" if vf.own else "propagated"),
         "since-usec": vf.since_usec,
-        "freezes": vf.budget.count,
+        "freezes": vf.budget.counted(time.time_ns() // 1000),
         "adapter-state": str(adapter.state),
         "history": [f"{each.time_nsec // 1000} {each.operation} {each.arguments}" for each in history],
         "bundles": [
