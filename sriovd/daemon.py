@@ -25,6 +25,7 @@ from sriovd.bus.connection import Connection
 from sriovd.bus.contract import Contract, load_contract
 from sriovd.bus.descriptors import Descriptors
 from sriovd.bus.dispatch import Dispatcher, Handler
+from sriovd.bus.error_data_verbs import ErrorDataVerbs
 from sriovd.bus.lease_verbs import LeaseVerbs
 from sriovd.bus.objects import MANAGER, ROOT, SIMULATOR, SIMULATOR_INTERFACE, Objects
 from sriovd.bus.owner_stream import OwnerStream
@@ -150,6 +151,10 @@ class Daemon:
             ).handlers(),
             **TraceVerbs(
                 engine.inventory, engine.leases, self._traces, engine.recorder, objects, authority
+            ).handlers(),
+            **ErrorDataVerbs(
+                engine.leases, engine.recovery.gate, objects, authority,
+                lambda: engine.inspector, lambda: engine.error_data,
             ).handlers(),
         }  # fmt: skip
 

@@ -71,12 +71,17 @@ PURE_POLICY = (
 )  # fmt: skip
 PURE_RECOVERY = (
     "bundle", "bundle_size", "decode", "decode_aer", "decode_express", "decode_header", "decode_space",
-    "decode_tlp", "report",
+    "decode_tlp", "report", "titles",
+)  # fmt: skip
+PURE_FOR_OWNERS = (
+    "discretion", "error_data.cut", "error_data.text", "inspect.resources", "inspect.vocabulary",
 )  # fmt: skip
 FORBIDDEN = {
     "sriovd.backend.model": NO_FILES_NO_TIME,
     **{f"sriovd.core.policy.{name}": NO_FILES_NO_TIME for name in PURE_POLICY},
     **{f"sriovd.core.recovery.{name}": NO_FILES_NO_TIME for name in PURE_RECOVERY},
+    **{f"sriovd.core.{name}": NO_FILES_NO_TIME for name in PURE_FOR_OWNERS},
+    "sriovd.bus.pace": NO_FILES_NO_TIME,
 }
 
 

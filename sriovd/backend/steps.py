@@ -44,6 +44,7 @@ class Verb(StrEnum):
     REMOVE = "remove"
     RESCAN_BUS = "rescan-bus"
     RESCAN_PORT = "rescan-port"
+    READ_RESOURCES = "read-resources"
     READ_CONFIG = "read-config"
     UPDATE_CONFIG = "update-config"
     READ_LINK = "read-link"
@@ -81,6 +82,7 @@ _FORMS: dict[Verb, _Form] = {
     Verb.REMOVE: _Form(Access.WRITE, f"{_DEVICE}/remove", "1"),
     Verb.RESCAN_BUS: _Form(Access.WRITE, "bus/pci/rescan", "1"),
     Verb.RESCAN_PORT: _Form(Access.WRITE, f"{_DEVICE}/rescan", "1"),
+    Verb.READ_RESOURCES: _Form(Access.READ, f"{_DEVICE}/resource"),
     Verb.READ_CONFIG: _Form(Access.CONFIG, f"{_DEVICE}/config", "{verb} {argument}"),
     Verb.UPDATE_CONFIG: _Form(Access.CONFIG, f"{_DEVICE}/config", "{verb} {argument}", writes=True),
     Verb.SWITCH_LINK: _Form(Access.LINK, f"{_DEVICE}/net", "{verb} {argument}", writes=True),
@@ -108,6 +110,8 @@ class Step:
     "vfs", with their counters too when it is "statistics", and has no `expect`. SET_VF_ATTRIBUTE goes to the
     PF; its argument is a format_request.
     SWITCH_LINK brings the interface "up" or "down" (ip-link(8)).
+
+    READ_RESOURCES gives a line for each BAR: start, end and flags in hexadecimal (resource_show).
 
     READ_CONFIG: its argument is "OFFSET LENGTH" in decimal, its value that many bytes of configuration space
     in hexadecimal (fewer where it ends before). UPDATE_CONFIG: "OFFSET WIDTH MASK VALUE" in decimal, width

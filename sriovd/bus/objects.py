@@ -13,6 +13,7 @@ from sriovd.bus.errors import reply_for
 from sriovd.bus.paths import encode_path_element
 from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.core.converge.standing import Standing
+from sriovd.core.inspect.vocabulary import Inspection
 from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
 from sriovd.core.jobs import Job, JobRegistry
 from sriovd.core.lease.cdi import qualified_name
@@ -77,7 +78,7 @@ def function_interfaces(function: Function, num_vfs: int, standing: Standing) ->
             "PhysicalFunction": function_path(virtual.parent),
             "Index": virtual.index,
         }
-        interfaces[TRACE] = {}
+        interfaces[TRACE] = {"Inspections": [*Inspection]}
     return interfaces
 
 

@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sriovd.backend.base import Backend
 from sriovd.core.binder import Binder
@@ -24,6 +26,7 @@ from sriovd.core.creator import Creator
 from sriovd.core.errors import SriovdError
 from sriovd.core.execute import Executor
 from sriovd.core.identities import Identities
+from sriovd.core.inspect.site import Site as InspectionSite
 from sriovd.core.inventory import Change, FunctionChange, Inventory
 from sriovd.core.jobs import JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
@@ -44,6 +47,10 @@ from sriovd.core.trace.witness import Witness
 from sriovd.core.usage import Usage
 from sriovd.core.workplace import Workplace
 from sriovd.pci import PciAddress
+
+if TYPE_CHECKING:  # loaded when an owner asks
+    from sriovd.core.error_data.error_data import ErrorData
+    from sriovd.core.inspect.inspector import Inspector
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +143,27 @@ class Engine:
         auditor.on_adapter, auditor.on_vf = recovery.show_adapter, recovery.show_vf
         self.rulebook.on_loaded, self.picture.on_job_end = auditor.note_all, auditor.note
         return auditor
+
+    @cached_property
+    def _inspection_site(self) -> InspectionSite:
+        return InspectionSite(
+            self.backend, self.inventory, self.executor, self.configurer, self.recovery.gate, self.recovery,
+            self.recorder.tail, self.backend.read_counters,
+        )  # fmt: skip
+
+    @cached_property
+    def inspector(self) -> Inspector:
+        """Who looks up what owners ask for."""
+        from sriovd.core.inspect.inspector import Inspector
+
+        return Inspector(self._inspection_site)
+
+    @cached_property
+    def error_data(self) -> ErrorData:
+        """Who tells owners of errors."""
+        from sriovd.core.error_data.error_data import ErrorData
+
+        return ErrorData(self._inspection_site, self.inspector)
 
     def _note_settled(self, slot: str) -> None:
         """The adapter, or a VF of it, is in service again."""

@@ -15,6 +15,7 @@ from tests.simulated.client import (
     PHYSICAL_FUNCTION,
     RECOVERY,
     ROOT,
+    TRACE,
     VIRTUAL_FUNCTION,
     adapter_path,
     function_path,
@@ -67,7 +68,7 @@ def expected_objects(root: str) -> Objects:
 def shown_objects(managed: Objects) -> Objects:
     """The same part of what the daemon shows."""
     shown = {
-        path: {name: dict(values) for name, values in interfaces.items() if name != RECOVERY}
+        path: {name: dict(values) for name, values in interfaces.items() if name not in (RECOVERY, TRACE)}
         for path, interfaces in managed.items()
         if path.startswith((f"{ROOT}/function/", f"{ROOT}/adapter/"))
     }

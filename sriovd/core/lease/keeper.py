@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -184,7 +185,7 @@ class LeaseKeeper:
         lease = Lease(
             number=self._last_number, uid=uid, name=name, pf=pf, index=index, driver=driver,
             home=vf.facts.driver or scripts.NONE, generation=vf.generation,
-            held_by_descriptor=held_by_descriptor, state=BEGIN.state,
+            held_by_descriptor=held_by_descriptor, state=BEGIN.state, begun_usec=time.time_ns() // 1000,
         )  # fmt: skip
         self.on_owner(lease)
         if await self._lives.store(lease, _STORE_PATIENCE_SEC):

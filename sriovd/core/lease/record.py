@@ -48,6 +48,7 @@ class Lease:
     held_by_descriptor: bool  # it ends when the last copy of the owner's descriptor is closed
     state: LeaseState
     reason: str = ""  # why it is in that state; never empty when it has failed
+    begun_usec: int = 0  # CLOCK_REALTIME when it was granted; what was before is a former owner's
 
     def __str__(self) -> str:
         return f"lease {self.number} (VF {self.index} of {self.pf})"
@@ -68,8 +69,8 @@ class Lease:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Lease:
         """The inverse of to_dict. Raises ValueError naming the field when one is missing, unknown, of the
-        wrong type or out of its range."""
-        lease = cls(**fields.parse_fields("a lease record", _FIELDS, data))
+        wrong type or out of its range. `begun_usec` may be missing, as sriovd did not always write it."""
+        lease = cls(**fields.parse_fields("a lease record", _FIELDS, {"begun_usec": 0, **data}))
         if lease.state is LeaseState.FAILED and not lease.reason:
             raise ValueError("a lease record's reason is missing, though the lease has failed")
         return lease
@@ -98,4 +99,5 @@ _FIELDS: dict[str, fields.Parser] = {
     "held_by_descriptor": fields.flag,
     "state": fields.converted(LeaseState),
     "reason": fields.text,
+    "begun_usec": fields.whole(0, fields.LARGEST_NUMBER),
 }

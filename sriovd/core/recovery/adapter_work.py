@@ -28,6 +28,7 @@ from sriovd.core.recovery.probe import Signs
 from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.shots import Photographer
 from sriovd.core.recovery.site import Site, count_errors, count_uncorrected, vf_at
+from sriovd.core.recovery.titles import title_frozen, title_given_up
 from sriovd.core.recovery.undertaking import Undertakings, now_usec
 from sriovd.core.recovery.vocabulary import Rung
 from sriovd.pci import PciAddress
@@ -144,7 +145,7 @@ class AdapterWork:
         await self._site.views.await_verdict(slot)
         pe = self._site.lives.get(slot)
         if not pe.bundle:
-            number = await self._forensics.take(pe, BundleKind.FREEZE, f"{pe} was frozen")
+            number = await self._forensics.take(pe, BundleKind.FREEZE, title_frozen([pe]))
             self._site.lives.edit(slot, bundle=number)
         return Answer(AdapterEvent.COLLECTED)
 
@@ -294,7 +295,7 @@ class AdapterWork:
 
     async def _give_up(self, slot: str) -> None:
         pe = self._site.lives.get(slot)
-        await self._forensics.take(pe, BundleKind.GIVE_UP, f"{pe} was given up")
+        await self._forensics.take(pe, BundleKind.GIVE_UP, title_given_up(pe))
         text = f"Adapter {slot} is quarantined: {pe.reason.rstrip('.')}."
         announce(_log, Message.QUARANTINED, text, address=slot)
         self._undertakings.end(slot)

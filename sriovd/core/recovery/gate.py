@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from sriovd.backend.steps import Script
-from sriovd.core.errors import Frozen, LockedOut, Quarantined, SriovdError
+from sriovd.core.errors import Frozen, InvalidArgument, LockedOut, Quarantined, SriovdError
 from sriovd.core.inventory import Inventory
 from sriovd.core.recovery.automaton import AdapterState, VfState
 from sriovd.core.recovery.lives import Lives, describe, describe_vf
@@ -78,6 +78,14 @@ class Gate:
         shots = (shot for pe in self._lives.all() for shot in pe.shots)
         found = ((shot.address, vf.index) for shot in shots for vf in shot.vfs if vf.address == address)
         return next(found, None)
+
+    def require_place(self, address: PciAddress) -> Place:
+        """As place_of. Raises NoSuchFunction when nothing is there, InvalidArgument for a PF."""
+        place = self.place_of(address)
+        if place is None:
+            self._inventory.get(address)
+            raise InvalidArgument(f"{address} is a PF; its adapter recovers by itself.", "Name a VF.")
+        return place
 
     def _refuse_adapter(self, pe: AdapterPe) -> None:
         if pe.state in _OPEN:

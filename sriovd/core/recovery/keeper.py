@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from sriovd.backend.base import KernelEvent
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core.errors import (
-    InvalidArgument,
     LockedOut,
     NoSuchFunction,
     Quarantined,
@@ -199,7 +198,7 @@ class RecoveryKeeper(Showing):
 
     async def unfreeze(self, vf: PciAddress) -> str:
         """The owner takes his VF back to life: its state afterwards."""
-        place = self._require_place(vf)
+        place = self.gate.require_place(vf)
         slot = str(place[0].slot)
         self._refuse_hopeless(slot, place)
         self._lives.fire_vfs(slot, [place], VfEvent.UNFREEZE)
@@ -211,7 +210,7 @@ class RecoveryKeeper(Showing):
 
     async def wait_permitted(self, vf: PciAddress, timeout_usec: int) -> str:
         """Return when the VF is permitted or beyond: its state."""
-        place = self._require_place(vf)
+        place = self.gate.require_place(vf)
         slot = str(place[0].slot)
         try:
             async with asyncio.timeout(timeout_usec / 1e6):
@@ -312,13 +311,6 @@ class RecoveryKeeper(Showing):
         """Return when something may be done to the VF at `place`."""
         while self.gate.is_held(place):
             await self._changed.wait()
-
-    def _require_place(self, address: PciAddress) -> Place:
-        place = self.gate.place_of(address)
-        if place is None:
-            self._inventory.get(address)
-            raise InvalidArgument(f"{address} is a PF; its adapter recovers by itself.", "Name a VF.")
-        return place
 
     def _require_slot(self, target: str | PciAddress) -> str:
         """The slot of an adapter that is there. Raises NoSuchFunction, InvalidArgument."""

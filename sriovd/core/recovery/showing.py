@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from sriovd.core.recovery.automaton import AdapterState, VfState
 from sriovd.core.recovery.gate import Gate
-from sriovd.core.recovery.record import AdapterPe, VfPe
+from sriovd.core.recovery.record import AdapterPe, Place, VfPe
 from sriovd.core.recovery.site import Site
 from sriovd.core.recovery.standing import PeStanding
 from sriovd.core.recovery.storms import Storms
@@ -78,6 +78,11 @@ class Showing:
             return PeStanding(str(VfState.ONLINE))
         pe = self._lives.get(str(place[0].slot))
         return self._standing_of(pe, pe.vf(place), address)
+
+    def pes_at(self, place: Place) -> tuple[AdapterPe, VfPe]:
+        """The PEs of the adapter and of the VF at `place`, whether there is a VF at the moment or not."""
+        pe = self._lives.get(str(place[0].slot))
+        return pe, pe.vf(place)
 
     def _standing_of(self, pe: AdapterPe, vf: VfPe, address: PciAddress) -> PeStanding:
         waits = f"its adapter {pe.slot}, which is {pe.state}"

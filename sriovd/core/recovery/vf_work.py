@@ -26,6 +26,7 @@ from sriovd.core.recovery.lives import VfAnswer
 from sriovd.core.recovery.record import Place
 from sriovd.core.recovery.shots import Photographer
 from sriovd.core.recovery.site import Site, vf_at
+from sriovd.core.recovery.titles import title_frozen
 from sriovd.core.recovery.vocabulary import Permission
 from sriovd.core.scripts import is_satisfied
 
@@ -88,13 +89,11 @@ class VfWork:
     async def _collect(self, slot: str, places: Sequence[Place]) -> Sequence[VfAnswer]:
         """The bundle, and the end of the kernel's walk: when that fails, the adapter is frozen (watch.py),
         and what is answered here counts no more."""
-        names = ", ".join(str(self._site.lives.get(slot).vf(place)) for place in places)
+        title = title_frozen(self._site.lives.get(slot).vf(place) for place in places)
         await self._site.views.await_verdict(slot)
         self._site.views.close_walk(slot)
         pe = self._site.lives.get(slot)
-        await self._try(
-            "taking a bundle", self._forensics.take(pe, BundleKind.FREEZE, f"{names} was frozen")
-        )
+        await self._try("taking a bundle", self._forensics.take(pe, BundleKind.FREEZE, title))
         return (VfAnswer(VfEvent.PERMIT, places),)
 
     # Permission and recovery.

@@ -31,6 +31,7 @@ from sriovd.core.trace.transaction import CURRENT, Transaction
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
+_NOWHERE = PciAddress(0, 0, 0, 0)
 KEPT = 128  # entries of one VF, of which a lease is a dozen
 KEPT_OF_ALL = 32768  # some 30 MB
 KEPT_AT_LEAST = 4
@@ -129,19 +130,15 @@ class Recorder:
     # Leases.
 
     def begin_lease(self, number: int, place: Place, owner: str) -> None:
-        """The VF there is lent from now on."""
-        if self._leased.get(number) == place:
+        """The VF there is lent from now on; after a restart it may be away."""
+        if number in self._leased:
             return
-        stream = self._stream(place)
-        if stream is not None:
-            self._leased[number] = place
-            self._traces[place].lease = number
-            arguments = f"{number} of {owner}"
-            stream.put(
-                Note(
-                    RecordType.BEGIN, Direction.FROM_OWNER, Status.BEGUN, "lease", arguments, mark=Mark.LEASE
-                )
-            )
+        trace = self._traces.get(place) or self._begin(place)
+        self._leased[number], trace.lease = place, number
+        arguments = f"{number} of {owner}"
+        trace.stream.put(
+            Note(RecordType.BEGIN, Direction.FROM_OWNER, Status.BEGUN, "lease", arguments, mark=Mark.LEASE)
+        )
 
     def end_lease(self, number: int) -> None:
         """It is over: what was traced meanwhile is nobody's but operators'."""
@@ -243,13 +240,17 @@ class Recorder:
 
     def _stream(self, place: Place) -> Stream | None:
         trace = self._traces.get(place)
-        if trace is None:
-            address = self._address_of(place)
-            if address is None:
-                return None
-            trace = self._traces[place] = _Trace(self._make(address))
-            self._at[address] = trace.stream
-        return trace.stream
+        if trace is None and self._address_of(place) is not None:
+            trace = self._begin(place)
+        return trace.stream if trace is not None else None
+
+    def _begin(self, place: Place) -> _Trace:
+        """Of a VF that is away it is not known yet where it will be."""
+        vf = self._address_of(place)
+        trace = self._traces[place] = _Trace(self._make(vf or _NOWHERE))
+        if vf is not None:
+            self._at[vf] = trace.stream
+        return trace
 
     def _place_of(self, address: PciAddress) -> Place | None:
         function = self._inventory.functions.get(address)

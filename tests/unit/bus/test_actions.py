@@ -30,6 +30,7 @@ from sriovd.bus.actions import (
 from sriovd.bus.contract import load_contract
 from sriovd.bus.descriptors import Descriptors
 from sriovd.bus.dispatch import Caller, Handler
+from sriovd.bus.error_data_verbs import ErrorDataVerbs
 from sriovd.bus.lease_verbs import LeaseVerbs
 from sriovd.bus.objects import (
     ADAPTER,
@@ -101,6 +102,9 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (MANAGER, "StartTrace"): (LEASE, (VF, NO_BUFFER, OWNED)),
     (MANAGER, "StopTrace"): (LEASE, (VF, OWNED)),
     (MANAGER, "ReadTrace"): (LEASE, (VF, OWNED)),
+    (MANAGER, "Inspect"): (LEASE, (VF, "driver", OWNED)),
+    (MANAGER, "CollectErrorData"): (LEASE, (VF, OWNED)),
+    (MANAGER, "ReadErrorData"): (LEASE, (VF, OWNED)),
     (FUNCTION, "Bind"): (BIND_DRIVER, ("pci-stub", OPTIONS)),
     (FUNCTION, "Unbind"): (BIND_DRIVER, (OPTIONS,)),
     (FUNCTION, "Reset"): (RESET, (OPTIONS,)),
@@ -121,6 +125,9 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[Any, ...]]] = {
     (TRACE, "Start"): (LEASE, (NO_BUFFER, OWNED)),
     (TRACE, "Stop"): (LEASE, (OWNED,)),
     (TRACE, "ReadTail"): (LEASE, (OWNED,)),
+    (TRACE, "Inspect"): (RECOVER, ("driver", OPTIONS)),
+    (TRACE, "CollectErrorData"): (RECOVER, (OPTIONS,)),
+    (TRACE, "ReadErrorData"): (RECOVER, (OPTIONS,)),
     (JOB, "Wait"): (INSPECT, (0,)),
     (JOB, "Cancel"): (SET_NUM_VFS, ()),
     (SIMULATOR_INTERFACE, "ListProfiles"): (SIMULATE, ()),
@@ -201,6 +208,14 @@ class Service:
                 engine.recorder,
                 objects,
                 self.authority,
+            ).handlers(),
+            **ErrorDataVerbs(
+                engine.leases,
+                engine.recovery.gate,
+                objects,
+                self.authority,
+                lambda: engine.inspector,
+                lambda: engine.error_data,
             ).handlers(),
             **SimulatorVerbs(backend, self.authority).handlers(),
         }

@@ -14,6 +14,7 @@ from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import scripts
 from sriovd.core.errors import LockedOut, NotOwner
 from sriovd.core.lease.choose import Wish
+from sriovd.core.lease.record import LeaseState
 from sriovd.core.lifecycle import CountOptions
 from sriovd.core.messages import FIELDS_ATTRIBUTE, Message
 from sriovd.core.trace import recorder as module
@@ -21,6 +22,7 @@ from sriovd.core.trace.transaction import transaction
 from sriovd.trace.record import Record, RecordType, Status
 
 from ..lease.leasehost import ALICE, BOB, IGB, VF0, VF1, World, on_host, until, world
+from .test_stream import Sink
 
 FATAL = 0x40000
 
@@ -199,3 +201,36 @@ async def test_every_mutation_and_every_refusal_is_in_the_journal_with_who_asked
         assert ("SetAttributes", "an operator", "done") in rows
         assert all(each["SRIOVD_ADAPTER"] == "0000:01:00" for each in trail)
         await asyncio.sleep(0)
+
+
+@on_host
+async def test_the_trace_of_a_lease_whose_vf_is_away_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        lease = await host.lend()
+        await host.crash()
+        host.backend.kernel.write(f"bus/pci/devices/{IGB}/sriov_numvfs", "0")
+        await host.begin()
+        recorder = host.engine.recorder
+        recorder.seed(lease.number, 100)
+        recorder.attach(lease.number, sink := Sink(), True)
+        assert [each.transaction for each in sink.written] == list(range(100, 100 + len(sink.written)))
+        await host.set_num_vfs(1)
+        await host.until_state(lease.number, LeaseState.ACTIVE)
+        assert {"bind", "hand-over"} <= {*operations(sink.written)}
+        assert sink.written[-1].vf == VF0
+
+
+@on_host
+async def test_drivers_are_listened_to_while_anybody_traces(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=2) as host:
+        wanted: list[bool] = []
+        recorder = host.engine.recorder
+        recorder.on_wanted = wanted.append
+        leases = [await host.lend(), await host.lend()]
+        for lease in leases:
+            recorder.attach(lease.number, Sink(), False)
+        recorder.detach(leases[0].number)
+        recorder.detach(leases[0].number)
+        assert wanted == [True]
+        await host.leases.release(leases[1].number, force=False)
+        assert wanted == [True, False]

@@ -1,0 +1,1 @@
+"""Error data, each part alone."""
