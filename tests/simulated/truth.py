@@ -15,12 +15,14 @@ from tests.simulated.client import (
     PHYSICAL_FUNCTION,
     RECOVERY,
     ROOT,
+    TRACE,
     VIRTUAL_FUNCTION,
     adapter_path,
     function_path,
 )
 
 Objects = dict[str, dict[str, dict[str, Any]]]
+_ELSEWHERE = (RECOVERY, TRACE)  # of which a tree knows nothing
 
 
 def read(path: Path) -> str:
@@ -67,7 +69,7 @@ def expected_objects(root: str) -> Objects:
 def shown_objects(managed: Objects) -> Objects:
     """The same part of what the daemon shows."""
     shown = {
-        path: {name: dict(values) for name, values in interfaces.items() if name != RECOVERY}
+        path: {name: dict(values) for name, values in interfaces.items() if name not in _ELSEWHERE}
         for path, interfaces in managed.items()
         if path.startswith((f"{ROOT}/function/", f"{ROOT}/adapter/"))
     }
