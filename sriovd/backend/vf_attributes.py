@@ -106,6 +106,9 @@ class LinkReport:
     vfs: Mapping[int, VfAttributes] = field(default_factory=dict)
 
 
+_LINK_FIELDS = {"mtu": "mtu", "min-mtu": "min_mtu", "max-mtu": "max_mtu", "up": "up"}
+
+
 def format_value(value: Value) -> str:
     """A value as text without blanks."""
     if isinstance(value, bool):
@@ -158,7 +161,7 @@ def format_report(report: LinkReport) -> str:
 def parse_report(text: str) -> LinkReport:
     """The inverse of format_report. Raises ValueError, KeyError."""
     first, *rest = text.split("\n")
-    link = {name.replace("-", "_"): int(value) for name, value in _pairs(first.split(" ")[1:])}
+    link = {_LINK_FIELDS[name]: int(value) for name, value in _pairs(first.split(" ")[1:])}
     vfs = {}
     for line in rest:
         index, *words = line.split(" ")

@@ -104,7 +104,7 @@ def test_what_is_taken_away_is_not_brought_back(tmp_path: Path, how: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "kept", ["", "[]", "{}", "null", "[[1]]", "[1]", '[["a", "x = "]]', '[["a", ""]]', "[" * 9]
+    "kept", ["", "[]", "{}", "null", "[[1]]", "[1]", '[["a", "x = "]]', '[["a", ""]]', "[" * 9, "[" * 9999]
 )
 def test_a_kept_text_that_is_not_right_is_none(tmp_path: Path, kept: str) -> None:
     write(tmp_path, NAME, BAD)
