@@ -10,6 +10,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DESTDIR ?=
 PREFIX ?= /usr
 LIBDIR = $(DESTDIR)$(PREFIX)/lib
+INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
 BINARY = $(DESTDIR)$(PREFIX)/sbin/sriovd
 
@@ -17,7 +18,7 @@ RUNTIME_PACKAGES := python3 python3-dbus-next python3-pyroute2 python3-pyudev py
 # A package since Debian 13; on Debian 12 it comes from PyPI and lives with sriovd.
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 HAS_MSGSPEC = $(PYTHON) -Ic 'import sys; sys.path.insert(0, "$(LIBDIR)/sriovd"); import msgspec' 2>/dev/null
-TEST_PACKAGES := dbus e2fsprogs git mmdebstrap pciutils python3-dbusmock python3-venv systemd udev
+TEST_PACKAGES := dbus e2fsprogs gcc git libc6-dev mmdebstrap pciutils python3-dbusmock python3-venv systemd udev
 
 .PHONY: help demo run test lab setup install uninstall clean
 
@@ -79,6 +80,7 @@ install:
 	install -D -m 644 -t $(SHAREDIR)/dbus-1/interfaces sriovd/bus/org.sriovd1.xml
 	install -D -m 644 -t $(SHAREDIR)/polkit-1/actions units/org.sriovd1.policy
 	install -D -m 644 units/sriovd.rules $(SHAREDIR)/polkit-1/rules.d/50-sriovd.rules
+	install -D -m 644 -t $(INCLUDEDIR) sriovd/trace/sriovd-trace.h
 	install -D -m 644 -t $(SHAREDIR)/doc/sriovd README.md
 	@if [ -z "$(DESTDIR)" ]; then $(MAKE) --no-print-directory .reload; \
 	    echo "Installed. Start it: systemctl enable --now sriovd"; fi
@@ -98,7 +100,7 @@ uninstall:
 	    $(LIBDIR)/sysusers.d/sriovd.conf $(LIBDIR)/udev/rules.d/61-sriovd.rules \
 	    $(SHAREDIR)/dbus-1/system.d/org.sriovd1.conf $(SHAREDIR)/dbus-1/system-services/org.sriovd1.service \
 	    $(SHAREDIR)/dbus-1/interfaces/org.sriovd1.xml $(SHAREDIR)/polkit-1/actions/org.sriovd1.policy \
-	    $(SHAREDIR)/polkit-1/rules.d/50-sriovd.rules
+	    $(SHAREDIR)/polkit-1/rules.d/50-sriovd.rules $(INCLUDEDIR)/sriovd-trace.h
 	@[ -n "$(DESTDIR)" ] || $(MAKE) --no-print-directory .reload
 
 clean:

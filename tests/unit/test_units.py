@@ -138,6 +138,7 @@ def files_below(directory: Path) -> set[str]:
 
 
 INSTALLED = {
+    "include/sriovd-trace.h",
     "lib/systemd/catalog/sriovd.catalog",
     "lib/systemd/system/sriovd.service",
     "lib/sysusers.d/sriovd.conf",
