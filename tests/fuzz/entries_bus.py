@@ -15,7 +15,7 @@ from sriovd.bus.message import Field, Kind, MalformedMessage, body_fields, encod
 from sriovd.bus.options import parse_options
 from sriovd.bus.paths import encode_path_element, is_object_path
 from sriovd.bus.receiver import MAX_INCOMING_BYTES, Receiver
-from sriovd.bus.signature import SignatureError, Variant, parse_signature
+from sriovd.bus.signature import MAX_SIGNATURE_BYTES, SignatureError, Variant, parse_signature
 from sriovd.bus.transport import Header, read_header, read_values
 from sriovd.bus.wire import Fd, WireError, encode_body
 from sriovd.core.attributes import make_wish
@@ -91,14 +91,20 @@ def header_of(signature: str) -> Header:
     return Header(ord("l"), Kind.CALL, 0, 7, {Field.SIGNATURE: signature})
 
 
-def _read(data: bytes) -> tuple[Any, ...]:
+def _cut(data: bytes) -> tuple[str, bytes]:
+    """The signature, of as many letters as the bus lets through, and the body."""
     signature, _, body = data.partition(b"\0")
-    return read_values(header_of(to_text(signature)), body, (0,))
+    return to_text(signature[:MAX_SIGNATURE_BYTES]), body
+
+
+def _read(data: bytes) -> tuple[Any, ...]:
+    signature, body = _cut(data)
+    return read_values(header_of(signature), body, (0,))
 
 
 def _read_and_write(data: bytes) -> object:
     """What could be read can be written, but for what only the library takes."""
-    signature = to_text(data.partition(b"\0")[0])
+    signature, _ = _cut(data)
     return encode_body(signature, _read(data))
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.fuzz import entries_bus, entries_core, entries_host, entries_kernel, entries_records
+from tests.fuzz import (
+    entries_bus,
+    entries_core,
+    entries_host,
+    entries_kernel,
+    entries_records,
+    entries_trace,
+)
 from tests.fuzz.entry import Entry
 
 TABLE: Mapping[str, Entry] = {
     entry.name: entry
-    for module in (entries_bus, entries_kernel, entries_core, entries_records, entries_host)
+    for module in (entries_bus, entries_kernel, entries_core, entries_records, entries_host, entries_trace)
     for entry in module.ENTRIES
 }
 
@@ -20,4 +27,5 @@ EXCEPTIONS: Mapping[str, str] = {
     "sriovd.bus.contract": _OWN_FILE,
     "sriovd.bus.private": "the address that a dbus-daemon of our own prints; demo and tests only",
     "sriovd.bus.xmltree": _OWN_FILE,
+    "sriovd.trace.header": "writes C and takes nothing in but constants",
 }
