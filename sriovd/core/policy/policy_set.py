@@ -105,6 +105,7 @@ def _read_kept(name: str, last_good: Mapping[str, str]) -> _Reading | None:
     """What was kept of the file `name`, if anything that is still right."""
     try:
         texts = [Text(str(file), str(text)) for file, text in json.loads(last_good[name])]
+        "".join(each.text for each in texts).encode()  # a file cannot hold half of a character, JSON can
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
     reading = _read_texts(texts)
