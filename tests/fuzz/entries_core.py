@@ -188,6 +188,7 @@ ENTRIES = (
         lambda: (b"0000:01:00.*", b"[0-9]*:?", b"[!]a]"),
         ("sriovd.core.policy.globs",),
         (b"*", b"[", b"]", b"?", b"[!]"),
+        max_bytes=64,  # core/policy/schema.py takes no longer ones
         quick_inputs=600,
     ),
     Entry(

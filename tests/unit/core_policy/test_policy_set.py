@@ -105,7 +105,7 @@ def test_what_is_taken_away_is_not_brought_back(tmp_path: Path, how: str) -> Non
 
 
 # Half of a character, which no file can hold.
-SURROGATE = json.dumps([["a", '[match]\ndriver = ["\ud800"]\n']])
+SURROGATE = json.dumps([["a", 'match.driver = "igb"\nrecovery.rungs = ["\ud800"]\n']])
 
 
 @pytest.mark.parametrize(
