@@ -72,7 +72,7 @@ def open_database(path: str) -> sqlite3.Connection:
         return _connect(path)
     except sqlite3.OperationalError as error:
         raise OSError(f"{path} cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a name may be garbled
         aside = f"{path}.broken-{time.time_ns()}"
         for suffix in ("", "-wal"):
             if os.path.exists(path + suffix):

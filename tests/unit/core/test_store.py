@@ -220,11 +220,23 @@ def garble_a_page(path: str) -> None:
         file.write(b"\xff" * size)
 
 
+def garble_a_name(path: str) -> None:
+    """SQLite complains of it in text that is not Unicode."""
+    with open(path, "r+b") as file:
+        data = (
+            file.read()
+            .replace(b"tablepoliciespolicies", b"tablepolici\xccspolicies")
+            .replace(b"TABLE policies (name TEXT", b"TABLE policies name( TEXT")
+        )
+        file.seek(0)
+        file.write(data)
+
+
 def cut(path: str) -> None:
     os.truncate(path, os.path.getsize(path) // 2)
 
 
-@pytest.mark.parametrize("damage", [garble_all, garble_a_page, cut])
+@pytest.mark.parametrize("damage", [garble_all, garble_a_page, garble_a_name, cut])
 def test_a_broken_file_is_put_aside(path: str, damage: Callable[[str], None]) -> None:
     use(path, fill)
     damage(path)
