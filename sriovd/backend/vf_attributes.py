@@ -114,6 +114,9 @@ class LinkReport:
     counters: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
 
+_LINK_FIELDS = {"mtu": "mtu", "min-mtu": "min_mtu", "max-mtu": "max_mtu", "up": "up"}
+
+
 def format_value(value: Value) -> str:
     """A value as text without blanks."""
     if isinstance(value, bool):
@@ -169,7 +172,7 @@ def format_report(report: LinkReport) -> str:
 def parse_report(text: str) -> LinkReport:
     """The inverse of format_report. Raises ValueError, KeyError."""
     first, *rest = text.split("\n")
-    link = {name.replace("-", "_"): int(value) for name, value in _pairs(first.split(" ")[1:])}
+    link = {_LINK_FIELDS[name]: int(value) for name, value in _pairs(first.split(" ")[1:])}
     vfs: dict[int, VfAttributes] = {}
     counters: dict[int, dict[str, int]] = {}
     for line in rest:

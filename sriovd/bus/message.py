@@ -85,10 +85,15 @@ def read_prologue(data: bytes | bytearray) -> Prologue:
     return Prologue(PROLOGUE_BYTES + fields_bytes + (-fields_bytes & 7), body_bytes)
 
 
+def field_type(field: Field) -> str:
+    """The signature of a field's value."""
+    return _FIELD_TYPES.get(field, "s")
+
+
 @lru_cache(maxsize=2048)
 def encode_field(field: Field, value: str | int) -> bytes:
     """One field of a header. Raises WireError."""
-    return bytes(encode_body("(yv)", ((int(field), Variant(_FIELD_TYPES.get(field, "s"), value)),)))
+    return bytes(encode_body("(yv)", ((int(field), Variant(field_type(field), value)),)))
 
 
 def encode_message(kind: Kind, serial: int, fields: list[bytes], body: Buffer, flags: int = 0) -> bytes:

@@ -11,10 +11,9 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 from sriovd.bus.calls import BadBody, ConnectFailed
-from sriovd.bus.message import Field, MalformedMessage
+from sriovd.bus.message import Field, MalformedMessage, field_type
 from sriovd.bus.signature import Value, Variant
 from sriovd.partial_import import without_package
 
@@ -32,6 +31,10 @@ CONNECT_TIMEOUT_S = 25.0
 _BUS_TYPES = {"system": BusType.SYSTEM, "session": BusType.SESSION}
 _SIGNATURES_KEPT = 512
 _FIELDS_TYPE = SignatureTree("a(yv)").types[0]
+_VALUES_AT_MOST = 16384  # of one message: as many as a host has VFs
+_VARIANT_COST = 16  # in values: what the library makes of each costs as much
+
+_KNOWN_FIELDS = frozenset(Field)
 
 _log = logging.getLogger(__name__)
 
@@ -63,14 +66,39 @@ async def connect_socket(address: str) -> socket.socket:
         raise ConnectFailed(f"cannot connect to the bus at '{address}': {error}") from error
 
 
+class _Decoder(Unmarshaller):
+    """The library's decoder over bytes that are all here already.
+
+    It takes 2 us for a byte of a message, and keeps 400 bytes for a letter of a signature: what it is given
+    is bounded, so that no message holds the daemon up for longer than some 30 ms."""
+
+    def __init__(self, data: bytes, order: int, offset: int) -> None:
+        super().__init__(None)  # type: ignore[no-untyped-call]
+        self.buf, self.endian, self.offset = bytearray(data), order, offset
+        self._room = _VALUES_AT_MOST
+
+    def read_argument(self, type_: SignatureType) -> Value:
+        self._spend(1)
+        return super().read_argument(type_)  # type: ignore[no-untyped-call]
+
+    def read_variant(self, _: SignatureType | None = None) -> LibraryVariant:
+        self._spend(_VARIANT_COST + self.buf[self.offset])  # which is the length of its signature
+        return super().read_variant()  # type: ignore[no-untyped-call,no-any-return]
+
+    def _spend(self, cost: int) -> None:
+        self._room -= cost
+        if self._room < 0:
+            raise ValueError("too many values")
+
+
 def read_header(data: bytes) -> Header:
     """The header of a message, whose first bytes `data` are. Fields unknown here are kept. Raises
     MalformedMessage.
     """
     try:
         decoder = _decoder(data, data[0], offset=8)
-        serial = decoder.read_uint32()
-        fields = {code: variant.value for code, variant in decoder.read_argument(_FIELDS_TYPE)}
+        serial = decoder.read_uint32()  # type: ignore[no-untyped-call]
+        fields = dict(_read_field(*each) for each in decoder.read_argument(_FIELDS_TYPE))
     except Exception as error:  # whatever the library stumbles over: it must not end the connection
         raise MalformedMessage(f"a header that cannot be read ({error})") from error
     return Header(data[0], data[1], data[2], serial, fields)
@@ -87,13 +115,17 @@ def read_values(header: Header, body: bytes, fds: tuple[int, ...]) -> tuple[Valu
         raise BadBody("the arguments cannot be read") from error
 
 
-def _decoder(data: bytes, order: int, offset: int = 0) -> Any:  # noqa: ANN401 (the library has no types)
-    """The library's decoder over bytes that are all here already."""
+def _read_field(code: int, found: LibraryVariant) -> tuple[int, Value]:
+    """A field of a header. One that is known must have the type that it has."""
+    if code in _KNOWN_FIELDS and found.signature != field_type(Field(code)):
+        raise ValueError(f"field {code} has type '{found.signature}'")
+    return code, found.value
+
+
+def _decoder(data: bytes, order: int, offset: int = 0) -> _Decoder:
     if len(SignatureTree._cache) > _SIGNATURES_KEPT:
         SignatureTree._cache.clear()  # it never forgets one by itself, and clients choose the signatures
-    decoder = Unmarshaller(None)  # type: ignore[no-untyped-call]
-    decoder.buf, decoder.endian, decoder.offset = bytearray(data), order, offset
-    return decoder
+    return _Decoder(data, order, offset)
 
 
 def _to_plain(kind: SignatureType | None, value: Value, fds: tuple[int, ...]) -> Value:

@@ -6,6 +6,7 @@ make sense is refused, never repaired; True is no number.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,15 @@ from sriovd.pci import PciAddress
 T = TypeVar("T")
 LARGEST_NUMBER = 2**63 - 1  # an SQLite integer
 Parser = Callable[[object], Any]
+
+
+def load_record(text: str) -> dict[str, Any]:
+    """A record as the store keeps it, in JSON; for what is none an empty one, which every reader refuses."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def parse_fields(record: str, fields: Mapping[str, Parser], data: object) -> dict[str, Any]:

@@ -4,29 +4,32 @@ Rule: an intent is on disk before its first kernel write, its outcome after the 
 here keeps it in memory too and reads the database once, at start; what it gives is awaited before anybody is
 told. The database is touched by one thread of its own, so that a slow disk never stops the daemon answering.
 
-kill -9 at any moment leaves the last commit. store_file.py has the file and its tables.
+A row that makes no sense (disks err) is told and passed over, never a reason not to start. kill -9 at any
+moment leaves the last commit. store_file.py has the file and its tables.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sriovd.backend.steps import Script
-from sriovd.core import store_file
+from sriovd.core import fields, store_file
 from sriovd.core.errors import BackendFailed
 from sriovd.core.recovery.standing import BundleHead
-from sriovd.pci import PciAddress
+from sriovd.pci import AddressError, PciAddress
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
 MEMORY = store_file.MEMORY
 KEPT_BUNDLES = 64  # forensic ones of all adapters together
 _INTENTS_KEPT = 1000  # ended ones: the trail of what was done
@@ -91,37 +94,36 @@ class Store:
         rows = self._database.execute
         return Saved(
             intents=tuple(
-                Intent(number, adapter, requester, title, tuple(json.loads(steps)), boot == self._boot)
+                Intent(number, adapter, requester, title, _read_steps(steps), boot == self._boot)
                 for number, boot, adapter, requester, title, steps in rows(
                     "SELECT id, boot, adapter, requester, title, steps FROM intents WHERE outcome IS NULL"
                 )
             ),
             generations={
-                PciAddress.parse(address): Generation(boot == self._boot, identity, generation)
-                for address, boot, identity, generation in rows("SELECT * FROM generations")
+                address: Generation(boot == self._boot, identity, generation)
+                for address, boot, identity, generation in _addressed(rows("SELECT * FROM generations"))
             },
-            macs={(PciAddress.parse(pf), index): mac for pf, index, mac in rows("SELECT * FROM macs")},
+            macs={(pf, index): mac for pf, index, mac in _addressed(rows("SELECT * FROM macs"))},
             quarantines={
-                PciAddress.parse(address): (identity, reason)
-                for address, identity, reason in rows(
-                    "SELECT address, identity, reason FROM quarantines WHERE boot = ?", (self._boot,)
+                address: (identity, reason)
+                for address, identity, reason in _addressed(
+                    rows("SELECT address, identity, reason FROM quarantines WHERE boot = ?", (self._boot,))
                 )
             },
             quieted=frozenset(
-                PciAddress.parse(pf)
-                for (pf,) in rows("SELECT pf FROM quieted WHERE boot = ?", (self._boot,))
+                pf for (pf,) in _addressed(rows("SELECT pf FROM quieted WHERE boot = ?", (self._boot,)))
             ),
             unsupported=frozenset(
                 rows("SELECT driver, attribute FROM unsupported WHERE kernel = ?", (self._kernel,))
             ),
             policies=dict(rows("SELECT name, text FROM policies")),
             leases=tuple(
-                (boot == self._boot, json.loads(record))
+                (boot == self._boot, fields.load_record(record))
                 for boot, record in rows("SELECT boot, record FROM leases ORDER BY number")
             ),
             last_lease=_counter(self._database, "lease"),
             recoveries={
-                slot: (boot == self._boot, json.loads(record))
+                slot: (boot == self._boot, fields.load_record(record))
                 for slot, boot, record in rows("SELECT slot, boot, record FROM recovery")
             },
             bundles=_list_bundles(self._database),
@@ -257,7 +259,7 @@ class Store:
         def read() -> dict[str, Any] | None:
             rows = self._database.execute("SELECT record FROM bundles WHERE number = ?", (number,))
             found = rows.fetchone()
-            return None if found is None else {**json.loads(found[0]), "number": number}
+            return None if found is None else {**fields.load_record(found[0]), "number": number}
 
         return await self._do(read)
 
@@ -289,6 +291,27 @@ class Store:
         done: asyncio.Future[T] = loop.create_future()
         done.set_result(attempt())
         return done
+
+
+def _addressed(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The rows whose first value is the address of a function, with that as an address."""
+    for text, *rest in rows:
+        try:
+            yield PciAddress.parse(str(text)), *rest
+        except AddressError as error:
+            _log.error("A row of the database makes no sense and is left there: %s", error)
+
+
+def _read_steps(text: str) -> tuple[str, ...]:
+    """The steps of an intent; none when they are not to be read."""
+    try:
+        steps = json.loads(text)
+    except (ValueError, RecursionError):
+        steps = None
+    if isinstance(steps, list) and all(isinstance(step, str) for step in steps):
+        return tuple(steps)
+    _log.error("The steps of an interrupted change cannot be read: %.64r", text)
+    return ()
 
 
 def _list_bundles(database: sqlite3.Connection) -> dict[str, tuple[BundleHead, ...]]:

@@ -72,7 +72,7 @@ def open_database(path: str) -> sqlite3.Connection:
         return _connect(path)
     except sqlite3.OperationalError as error:
         raise OSError(f"{path} cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a name may be garbled
         aside = f"{path}.broken-{time.time_ns()}"
         for suffix in ("", "-wal"):
             if os.path.exists(path + suffix):
@@ -84,12 +84,18 @@ def open_database(path: str) -> sqlite3.Connection:
 def _connect(path: str) -> sqlite3.Connection:
     """Raises DatabaseError for what is no whole database, OperationalError for what cannot be read."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_SEC)
+    database.text_factory = _to_text
     try:
         _prepare(database, path)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _to_text(raw: bytes) -> str:
+    """A bit that the disk has lost makes one row wrong, not the daemon unable to read any."""
+    return raw.decode("utf-8", "replace")
 
 
 def _prepare(database: sqlite3.Connection, path: str) -> None:

@@ -98,6 +98,12 @@ def test_nonsense_is_refused(text: str) -> None:
         parse_request(text)
 
 
+@pytest.mark.parametrize("text", ["link mtu=1 vfs=1", "link mtu=x", "link colour=1", "link\nx mac="])
+def test_a_report_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        parse_report(text)
+
+
 def test_an_unknown_name_is_another_matter() -> None:
     with pytest.raises(KeyError):
         parse_value("colour", "red")

@@ -29,11 +29,13 @@ from sriovd.partial_import import without_package
 
 with without_package("pyroute2"):  # which loads all of the library, with a database and a web server
     from pyroute2.netlink import nla, nlmsg
+    from pyroute2.netlink.exceptions import NetlinkDecodeError
 
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
 _REQUEST, _REQUEST_AND_ACK = 0x1, 0x5  # NLM_F_REQUEST, NLM_F_ACK
 _FILTER_VF, _FILTER_SKIP_STATS = 1, 8  # RTEXT_FILTER_*
 _MAC_BYTES = 32  # MAX_ADDR_LEN
+_MAC_LENGTHS = (6, 20)  # ETH_ALEN, INFINIBAND_ALEN
 _NESTED_LIMIT_BYTES = 65535  # nlattr.nla_len has 16 bits
 _UNKNOWN = 2**32 - 1  # (u32)-1
 _PROTOCOLS = dict(zip(VLAN_PROTOCOLS, (0x8100, 0x88A8), strict=True))  # ETH_P_8021Q, ETH_P_8021AD
@@ -148,7 +150,8 @@ def decode_reply(data: bytes) -> tuple[int, str]:
         message = _LinkMessage(data)
         message.decode()
         report = _to_report(message)
-    except (ValueError, KeyError, struct.error):
+    except (ValueError, KeyError, struct.error, NetlinkDecodeError, TypeError, AttributeError):
+        # the latter two: the library leaves what is too short for its fields as bytes
         return errno.EBADMSG, ""
     is_cut = len(data) > _NESTED_LIMIT_BYTES and len(report.vfs) < (message.get_attr("IFLA_NUM_VF") or 0)
     return (errno.EMSGSIZE, "") if is_cut else (0, format_report(report))
@@ -202,12 +205,16 @@ def _to_report(message: Any) -> LinkReport:  # noqa: ANN401  pyroute2 has no typ
     if message["header"]["type"] != _RTM_NEWLINK:
         raise ValueError("not RTM_NEWLINK")
     mac_bytes = len(message.get_attr("IFLA_ADDRESS") or b"")
+    if mac_bytes not in _MAC_LENGTHS:  # nothing that a VF has
+        mac_bytes = 0
     infos = message.get_attr("IFLA_VFINFO_LIST")
     told = infos.get_attrs("IFLA_VF_INFO") if infos else []
     vfs = dict(_to_vf(info, mac_bytes) for info in told)
     counters = dict(_to_counters(info) for info in told if info.get_attr("IFLA_VF_STATS"))
     names = {"mtu": "IFLA_MTU", "min_mtu": "IFLA_MIN_MTU", "max_mtu": "IFLA_MAX_MTU"}
     sizes = {name: message.get_attr(kernel) or 0 for name, kernel in names.items()}
+    if not all(isinstance(size, int) for size in sizes.values()):
+        raise ValueError("a size is cut off")
     return LinkReport(**sizes, up=message["flags"] & _IFF_UP, vfs=vfs, counters=counters)
 
 

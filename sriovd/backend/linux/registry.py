@@ -48,7 +48,10 @@ class Record:
     @classmethod
     def decode(cls, raw: bytes) -> Record:
         """The inverse of encode. Raises ValueError for anything else."""
-        fields = json.loads(raw)
+        try:
+            fields = json.loads(raw)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
         if not isinstance(fields, dict) or fields.keys() != _FIELD_TYPES.keys():
             raise ValueError(f"not an object with exactly {', '.join(_FIELD_TYPES)}")
         for name, kind in _FIELD_TYPES.items():
@@ -149,7 +152,7 @@ def _read_records(directory: str, own_pids: frozenset[int]) -> Iterator[tuple[st
                 record = Record.decode(file.read(_RECORD_BYTES))
             if name != f"{record.pid}.json":
                 raise ValueError(f"it describes process {record.pid}")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             _log.warning("%s is not a helper's status file and is removed: %s", path, error)
             _forget(path, None)
             continue

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sriovd.backend.model import Adapter, AdapterProfile, VirtualFunctionModel
-from sriovd.backend.simulated.attributes import ATTRIBUTES
+from sriovd.backend.simulated.attributes import ATTRIBUTES, COUNTER_FILES
 from sriovd.backend.simulated.device import BusRange, Device, Ids, Kind, Resource
 from sriovd.backend.simulated.drivers import DRIVERS, Driver, PciId, Probe, SriovSupport
 from sriovd.backend.simulated.fixture import (
@@ -112,6 +112,8 @@ class RecordedDevice:
 def restore(host: Host, recording: Recording, known: Sequence[Driver] = DRIVERS) -> None:
     """Build the recorded host on an empty one. Raises FixtureError."""
     found = {dev.address: dev for dev in _list_devices(recording)}
+    for source in found.values():
+        _check_counters(source)
     host.serializes_sriov = _kernel_version(recording.kernel) >= _SERIALIZES_SRIOV
     for number in recording.directories.get("kernel/iommu_groups", ()):
         if number.isdecimal():
@@ -307,6 +309,14 @@ def _register(host: Host, source: RecordedDevice, dev: Device) -> None:
     host.add_device(dev, int(group) if group.isdecimal() else None)
     host.publish(dev)
     _bind(host, source, dev)
+
+
+def _check_counters(source: RecordedDevice) -> None:
+    """What simulated errors will be added to. Raises FixtureError."""
+    for name in COUNTER_FILES.values():
+        rows = (source.data(name) or b"").splitlines()
+        if not all(row.rpartition(b" ")[2].isdigit() for row in rows):
+            raise source.complain(name, "lines of a name and a number are needed")
 
 
 def _bind(host: Host, source: RecordedDevice, dev: Device) -> None:

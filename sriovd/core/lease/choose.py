@@ -19,6 +19,7 @@ from sriovd.core.scripts import NONE
 from sriovd.pci import PciAddress, PciSlot
 
 _CLASS_WORDS = {"network": "02", "nvme": "010802"}  # PCI Code and ID Assignment specification
+_NETDEV_GLOB_AT_MOST = 64  # as in policies; matching takes time that grows with the square
 _CLASS_PREFIX = re.compile(r"(?:0x)?((?:[0-9a-f]{2}){1,3})", re.ASCII)
 
 
@@ -48,7 +49,8 @@ class Spread(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked of the VF; None: does not matter. Raises InvalidArgument for a class that is none."""
+    """What is asked of the VF; None: does not matter. Raises InvalidArgument for a class that is none, and
+    for a glob longer than any that is meant."""
 
     address: PciAddress | None = None
     pf: PciAddress | None = None
@@ -65,6 +67,11 @@ class Wish:
     def __post_init__(self) -> None:
         if self.pci_class is not None:
             class_digits(self.pci_class)
+        if self.netdev is not None and len(self.netdev) > _NETDEV_GLOB_AT_MOST:
+            raise InvalidArgument(
+                f"{len(self.netdev)} characters are too many for a network interface.",
+                f"Give a name or a glob of at most {_NETDEV_GLOB_AT_MOST}.",
+            )
 
 
 # Field of Wish -> what is compared. A new criterion is a field and a row.

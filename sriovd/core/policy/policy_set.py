@@ -105,7 +105,8 @@ def _read_kept(name: str, last_good: Mapping[str, str]) -> _Reading | None:
     """What was kept of the file `name`, if anything that is still right."""
     try:
         texts = [Text(str(file), str(text)) for file, text in json.loads(last_good[name])]
-    except (KeyError, ValueError, TypeError):
+        "".join(each.text for each in texts).encode()  # a file cannot hold half of a character, JSON can
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
     reading = _read_texts(texts)
     return reading if reading.text and not reading.problems else None

@@ -163,6 +163,26 @@ def test_what_is_no_link_is_not_guessed_at() -> None:
     assert decode_reply(b"\0" * 8) == (errno.EBADMSG, "")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        struct.pack("=HH", 40, 22) + attribute(1, b""),  # a list that ends after the message does
+        attribute(22, attribute(1, attribute(1, words(0)))),  # a MAC that is cut off: pyroute2 leaves bytes
+        attribute(22, attribute(1, attribute(1, words(0) + bytes(32)) + attribute(6, words(0)))),
+        struct.pack("=HH", 8, 51) + b"\0$",  # an MTU that is cut off
+    ],
+)
+def test_a_reply_that_is_damaged_is_no_message(body: bytes) -> None:
+    assert decode_reply(message(NEWLINK, 0, body)) == (errno.EBADMSG, "")
+
+
+def test_an_address_of_an_odd_length_is_not_told() -> None:
+    """As a firewire interface has it, of 8 bytes: it would be no `mac` at the other end."""
+    code, text = decode_reply(reply(vf(0), 1, mac_bytes=8))
+    assert code == 0
+    assert parse_report(text).vfs[0].mac is None
+
+
 def test_the_whole_of_pyroute2_is_not_loaded() -> None:
     program = (
         "import sys; import sriovd.backend.linux.host; assert 'pyroute2.netlink' not in sys.modules;"

@@ -151,6 +151,7 @@ HARM = [
     ("vendor", Attribute(0o444, b"intel\n"), "b'intel\\n' is not a number"),
     ("vendor", Link("../x"), "a file is needed here"),
     ("sriov_totalvfs", Attribute(0o444, b"\xff"), "is not a number"),
+    ("aer_dev_fatal", Attribute(0o444, b"RxErr 1\n\n"), "a name and a number"),
     ("resource", Attribute(0o444, b"0x1 0x2\n"), "three hexadecimal numbers"),
     ("driver", Attribute(0o644, b"igb\n"), "a symlink is needed here"),
     ("driver", Link("../../../../bus/pci/drivers/nobody"), "no directory bus/pci/drivers/nobody"),

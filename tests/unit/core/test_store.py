@@ -220,11 +220,23 @@ def garble_a_page(path: str) -> None:
         file.write(b"\xff" * size)
 
 
+def garble_a_name(path: str) -> None:
+    """SQLite complains of it in text that is not Unicode."""
+    with open(path, "r+b") as file:
+        data = (
+            file.read()
+            .replace(b"tablepoliciespolicies", b"tablepolici\xccspolicies")
+            .replace(b"TABLE policies (name TEXT", b"TABLE policies name( TEXT")
+        )
+        file.seek(0)
+        file.write(data)
+
+
 def cut(path: str) -> None:
     os.truncate(path, os.path.getsize(path) // 2)
 
 
-@pytest.mark.parametrize("damage", [garble_all, garble_a_page, cut])
+@pytest.mark.parametrize("damage", [garble_all, garble_a_page, garble_a_name, cut])
 def test_a_broken_file_is_put_aside(path: str, damage: Callable[[str], None]) -> None:
     use(path, fill)
     damage(path)
@@ -233,6 +245,40 @@ def test_a_broken_file_is_put_aside(path: str, damage: Callable[[str], None]) ->
     [aside] = Path(path).parent.glob("db.broken-*")
     assert aside.read_bytes() == broken, "as it was, for whoever wants to look"
     assert len(load(path).intents) == 1
+
+
+NONSENSE = ["", "nonsense", "[" * 9999, "[1]", "7", '"x"', "\ufffd"]
+
+
+@pytest.mark.parametrize("text", NONSENSE)
+def test_a_row_that_makes_no_sense_does_not_keep_the_others_from_being_read(path: str, text: str) -> None:
+    use(path, fill)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE intents SET steps = ?", (text,))
+        database.execute("UPDATE leases SET record = ? WHERE number = 2", (text,))
+        for table in ("generations", "quarantines"):
+            database.execute(f"INSERT INTO {table} VALUES (?, 'boot', 1, 1)", (text,))
+        database.execute("INSERT INTO macs VALUES (?, 0, 'x')", (text,))
+        database.execute("INSERT INTO quieted VALUES (?, 'boot')", (text,))
+        database.execute("INSERT INTO recovery VALUES ('0000:01:00', 'boot', ?)", (text,))
+    database.close()
+    saved = load(path)
+    assert [intent.steps for intent in saved.intents] == [()]
+    assert saved.leases == ((True, {}), (True, {"number": 4}))
+    assert saved.generations == {VF: Generation(True, 7, 3)}
+    assert saved.quieted == {PF}
+    assert (saved.quarantines, saved.macs) == ({VF: (7, "lost its driver")}, {(PF, 0): MAC})
+    assert saved.recoveries == {"0000:01:00": (True, {})}
+
+
+def test_a_bit_that_the_disk_has_lost_costs_one_row(path: str) -> None:
+    use(path, fill)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE policies SET text = CAST(x'5bff5d' AS TEXT)")
+    database.close()
+    saved = load(path)
+    assert saved.policies == {"10.toml": "[\ufffd]"}
+    assert saved.macs == {(PF, 0): MAC}
 
 
 def test_a_newer_version_is_refused_and_left_alone(path: str) -> None:

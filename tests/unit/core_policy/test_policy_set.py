@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -103,8 +104,25 @@ def test_what_is_taken_away_is_not_brought_back(tmp_path: Path, how: str) -> Non
     assert load(tmp_path, before) == PolicySet()
 
 
+# Half of a character, which no file can hold.
+SURROGATE = json.dumps([["a", 'match.driver = "igb"\nrecovery.rungs = ["\ud800"]\n']])
+
+
 @pytest.mark.parametrize(
-    "kept", ["", "[]", "{}", "null", "[[1]]", "[1]", '[["a", "x = "]]', '[["a", ""]]', "[" * 9]
+    "kept",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        "[[1]]",
+        "[1]",
+        '[["a", "x = "]]',
+        '[["a", ""]]',
+        "[" * 9,
+        "[" * 9999,
+        SURROGATE,
+    ],
 )
 def test_a_kept_text_that_is_not_right_is_none(tmp_path: Path, kept: str) -> None:
     write(tmp_path, NAME, BAD)

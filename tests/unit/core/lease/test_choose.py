@@ -53,6 +53,13 @@ def test_each_criterion_counts(wish: Wish, expected: PciAddress) -> None:
     assert choose([*POOL, NVME], wish, {}) == expected
 
 
+def test_a_glob_that_would_take_for_ever_is_refused() -> None:
+    """fnmatch looks for the end of every bracket; this one came from any tenant."""
+    assert Wish(netdev="[" * 64)
+    with pytest.raises(InvalidArgument, match="too many for a network interface"):
+        Wish(netdev="[" * 65)
+
+
 @pytest.mark.parametrize("text", ["", "0", "020", "0x", "02000000", "disk", "02\n", "0x0x02"])
 def test_a_class_that_is_none_is_refused_with_the_wish(text: str) -> None:
     with pytest.raises(InvalidArgument, match="is not a PCI class"):
