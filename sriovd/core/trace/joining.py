@@ -40,13 +40,12 @@ _MENTION = re.compile(r"vf|virtual\s*f|virtfn|vport|function", re.IGNORECASE)
 _HARMLESS = re.compile(
     r"\b[Tt]he VF (driver|device|MAC address)\b(?!\s*[0-9#])|\bmdd-(auto-reset|disable)-vfs?=(on|off)\b"
 )
+_ANY_NUMBER = re.compile(r"(?:vf|virtual function|virtfn|vport)s?\W{0,2}([0-9]+)", re.IGNORECASE | re.ASCII)
 # A list goes on with a number: "VF 1, 2", "VF 1 and 2", "VF 1 to 3".
 _GOES_ON = re.compile(r"\s*(,|;|&|\+|/|-|\.\.|and|or|to|through|until)\s*(VF\s*)?[0-9]", re.IGNORECASE)
 _ADDRESS = re.compile(
     r"(?<![0-9a-f:])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f](?![0-9a-f:])", re.IGNORECASE
 )
-
-
 # Of a uevent's properties.
 _SHOWN = ("DRIVER", "ERROR_EVENT", "DEVICE_ONLINE")
 Told = Uevent | ErrorRecord | DriverEvent
@@ -97,9 +96,11 @@ def join(event: KernelEvent, host: Neighbourhood) -> list[tuple[Place, Telling]]
 
 
 def _find_own(message: DriverMessage, own: list[Place]) -> list[Place]:
-    """The VF that the message is about, unless its text has another function's address."""
+    """The VF that the message is about, unless its text has another's number or address."""
     known = {message.address, *(pf for pf, _ in own)}
-    return own if _names_no_other(message.text, known) else []
+    numbers = {int(number) for number in _ANY_NUMBER.findall(message.text)}
+    is_alone = numbers <= {index for _, index in own} and _names_no_other(message.text, known)
+    return own if is_alone else []
 
 
 def _find_named(message: DriverMessage, host: Neighbourhood) -> list[Place]:

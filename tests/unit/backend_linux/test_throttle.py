@@ -60,6 +60,17 @@ def test_the_same_about_another_device_is_another() -> None:
     assert told[-1] == say("a", address=OTHER)
 
 
+def test_who_chooses_the_numbers_in_a_text_floods_all_the_same() -> None:
+    flood = [say(f"Unhandled Msg {number * 977:08x}", number) for number in range(5000)]
+    told = pass_on(*flood, say("VF 1 is ill"))
+    assert told[SAME_AT_MOST] == say("VF 1 is ill")
+    assert told[-1] == DriverMessage(PF, "igb", flood[-1].text, 4999, times=5000 - SAME_AT_MOST)
+    macs = [say(f"setting MAC 02:00:00:00:00:{number:02x} on VF 1") for number in range(99)]
+    assert len(pass_on(*macs)) == SAME_AT_MOST + 1
+    vfs = [say(f"VF {number} is ill") for number in range(99)]
+    assert pass_on(*vfs) == vfs
+
+
 def test_reports_that_flood_are_lost_and_counted() -> None:
     report = DeviceReport(PF, ReportSource.HEALTH, "fw: ill", 5)
     told = pass_on(*[report] * 100)

@@ -135,7 +135,9 @@ def test_numbers_count_within_the_pf() -> None:
 def test_a_message_about_a_vf_is_its_own_whatever_driver_it_has() -> None:
     assert places_of(say("enabling device", VFS[2], "vfio-pci")) == [(PF, 2)]
     assert places_of(say("PF 0000:01:00.0 is down", VFS[2], "igbvf")) == [(PF, 2)]
-    assert places_of(say("BAR 0: conflicts with 0000:01:10.6", VFS[2], "")) == []
+    assert places_of(say("VF 2 is told so", VFS[2], "igbvf")) == [(PF, 2)]
+    for text in ("BAR 0: conflicts with 0000:01:10.6", "VF 3 was first", "VF 2 and vf#3", "virtfn3 is gone"):
+        assert places_of(say(text, VFS[2], "igbvf")) == [], text
 
 
 _OTHERS = st.sampled_from(
