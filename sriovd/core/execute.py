@@ -261,10 +261,9 @@ class Executor:
         return adapter in self._stuck
 
     def refuse_stuck(self, adapter: str) -> None:
-        """Raises Stuck while a write on `adapter` hangs."""
-        evidence = self._stuck.get(adapter)
-        if evidence:
-            raise _stuck_error(adapter, evidence)
+        """Raises Stuck while a write on `adapter` hangs: another's, of which no more is said than that."""
+        if adapter in self._stuck:
+            raise _stuck_error(adapter, "a kernel write has not returned; its StuckReason has the evidence")
 
 
 def _describe_outcome(script: Script, results: Sequence[ChainResult]) -> str:

@@ -271,7 +271,7 @@ class AdapterWork:
         late = lives.get(slot)
         if any(vf.wish != VfAttributes() for vf in late.vfs):
             await self._grant_late(late)
-        lives.fire_vfs(slot, lives.places(slot), VfEvent.PERMIT, lives.get(slot).reason)
+        lives.fire_vfs(slot, lives.places(slot), VfEvent.PERMIT)
         return Answer(AdapterEvent.PERMITTED)
 
     async def _grant_late(self, pe: AdapterPe) -> None:
