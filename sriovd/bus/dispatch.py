@@ -114,10 +114,11 @@ class Dispatcher:
             sight = self._sights.known(call.sender)
             if sight is None or call.sender in self._waiting:
                 self._keep_waiting(call)
-            else:
-                self._take(call, sight)
+                return
         except Exception as error:
             self._refuse(call, error)
+        else:
+            self._take(call, sight)
 
     def _keep_waiting(self, call: Call) -> None:
         """Until the caller's sight is known; his calls keep their order."""
@@ -134,17 +135,21 @@ class Dispatcher:
         self._tasks.discard(task)
         for call in self._waiting.pop(sender):
             try:
-                self._take(call, task.result())
+                sight = task.result()
             except (Exception, asyncio.CancelledError) as error:
                 self._refuse(call, error)
+            else:
+                self._take(call, sight)
 
     def _take(self, call: Call, sight: Sight) -> None:
-        """Raises what the call is refused with."""
-        interface, method = self._find_method(call, sight.view)
-        if interface in STANDARD_INTERFACES:
-            self._answer_at_once(call, interface, method, sight.view)
-        else:
-            self._start_verb(call, interface, method, sight)
+        try:
+            interface, method = self._find_method(call, sight.view)
+            if interface in STANDARD_INTERFACES:
+                self._answer_at_once(call, interface, method, sight.view)
+            else:
+                self._start_verb(call, interface, method, sight)
+        except Exception as error:
+            self._refuse(call, error, sight)
 
     def _answer_at_once(self, call: Call, interface: str, method: Method, view: View) -> None:
         body = self._standard.answer(call, interface, view)
@@ -159,7 +164,7 @@ class Dispatcher:
             self._run_verb(call, interface, arguments, sight), name=_describe(call)
         )
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._finish_verb(call, method, done))
+        task.add_done_callback(lambda done: self._finish_verb(call, method, sight, done))
 
     async def _run_verb(
         self, call: Call, interface: str, arguments: tuple[Value, ...], sight: Sight
@@ -168,14 +173,16 @@ class Dispatcher:
         with self._limiter.running_for(sight.uid):
             return await self._handlers[interface, call.member](caller, call.path, *arguments)
 
-    def _finish_verb(self, call: Call, method: Method, task: asyncio.Task[tuple[Value, ...]]) -> None:
+    def _finish_verb(
+        self, call: Call, method: Method, sight: Sight, task: asyncio.Task[tuple[Value, ...]]
+    ) -> None:
         """Reply here and not in the coroutine: a task cancelled before it first runs never enters that."""
         self._tasks.discard(task)
         self._limiter.finish(call.sender)
         if task.cancelled():
             self._refuse(call, asyncio.CancelledError())
         elif (error := task.exception()) is not None:
-            self._refuse(call, error)
+            self._refuse(call, error, sight)
         else:
             self._reply(call, method, task.result())
 
@@ -197,10 +204,10 @@ class Dispatcher:
                 f"the answer has more than the {MAX_MESSAGE_BYTES} bytes of a message"
             ) from None
 
-    def _refuse(self, call: Call, error: BaseException) -> None:
+    def _refuse(self, call: Call, error: BaseException, sight: Sight | None = None) -> None:
         """The reply to a call that failed: after the signals too, for something may have changed before."""
         call.fds.close()
-        reply = reply_for(error, _describe(call))
+        reply = reply_for(error, _describe(call), sight is not None and sight.is_operator)
         try:
             self._tree.flush()
         except Exception:

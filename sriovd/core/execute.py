@@ -262,8 +262,11 @@ class Executor:
 
     def refuse_stuck(self, adapter: str) -> None:
         """Raises Stuck while a write on `adapter` hangs: another's, of which no more is said than that."""
-        if adapter in self._stuck:
-            raise _stuck_error(adapter, "a kernel write has not returned; its StuckReason has the evidence")
+        evidence = self._stuck.get(adapter)
+        if evidence:
+            error = _stuck_error(adapter, "a kernel write has not returned")
+            error.inside = f"It is: {evidence}."
+            raise error
 
 
 def _describe_outcome(script: Script, results: Sequence[ChainResult]) -> str:

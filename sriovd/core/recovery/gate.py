@@ -35,7 +35,7 @@ class Gate:
         if self._lives.may_write(slot, places):
             return
         pe = self._lives.get(slot)
-        self._refuse_adapter(pe, f"It is {pe.state}." if places else "")
+        self._refuse_adapter(pe)
         for place in places:
             self._refuse_vf(pe, pe.vf(place))
 
@@ -54,10 +54,9 @@ class Gate:
             self._refuse_adapter(self._lives.get(str(address.slot)))
 
     def refuse_place(self, place: Place) -> None:
-        """As refuse, for what is about the VF at `place`: why its adapter is out is not its owner's to
-        know."""
+        """As refuse, for what is about the VF at `place`."""
         pe = self._lives.get(str(place[0].slot))
-        self._refuse_adapter(pe, f"It is {pe.state}.")
+        self._refuse_adapter(pe)
         self._refuse_vf(pe, pe.vf(place))
 
     def is_held(self, place: Place) -> bool:
@@ -80,13 +79,13 @@ class Gate:
         found = ((shot.address, vf.index) for shot in shots for vf in shot.vfs if vf.address == address)
         return next(found, None)
 
-    def _refuse_adapter(self, pe: AdapterPe, how: str = "") -> None:
-        """`how`: what is said of how it stands, instead of everything."""
+    def _refuse_adapter(self, pe: AdapterPe) -> None:
+        """Why it is out is not for the owners of its VFs."""
         if pe.state in _OPEN:
             return
         error: type[SriovdError] = Quarantined if pe.state is AdapterState.QUARANTINED else LockedOut
         hint = "Look at its bundle, then call Lift." if error is Quarantined else "It goes on by itself."
-        raise error(f"{pe} is out of service. {how or describe(pe)}", hint)
+        raise error(f"{pe} is out of service: it is {pe.state}.", hint, describe(pe))
 
     def _refuse_vf(self, pe: AdapterPe, vf: VfPe) -> None:
         if vf.state in _IN_SERVICE:

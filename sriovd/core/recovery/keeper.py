@@ -233,7 +233,7 @@ class RecoveryKeeper(Showing):
         if vf.state is VfState.FAILED:
             raise Quarantined(f"The {vf} has failed: {vf.reason}", "An operator may call Lift.")
         if pe.state is AdapterState.QUARANTINED:
-            raise Quarantined(f"{pe} is quarantined.", "An operator may call Lift.")
+            raise Quarantined(f"{pe} is quarantined.", "An operator may call Lift.", pe.reason)
 
     def recover(self, target: str | PciAddress, requester: str) -> Job:
         """Begin a recovery as if an error had come."""
