@@ -2,8 +2,8 @@
 
     python3 listening.py
 
-Prints "ready", then path and member of each signal, and on SIGTERM "end", when everything that was sent before
-has come: the bus delivers in order, and answers a last call.
+Prints "ready", then path and member of each signal, and on SIGTERM "end", when everything that was sent
+before has come: the bus delivers in order, and answers a last call.
 """
 
 from __future__ import annotations

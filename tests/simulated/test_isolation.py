@@ -301,8 +301,8 @@ def test_whoever_gets_the_right_sees_and_whoever_loses_it_does_not(
 def test_an_owner_hears_of_his_adapters_error_and_not_whose_it_is(
     bus: PrivateBus, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel cannot recover from an error of Alice's VF, which freezes Bob's: what he reads and is told names
-    neither her nor her VF; operators see it on the adapter."""
+    """The kernel cannot recover from an error of Alice's VF, which freezes Bob's. What he reads and is told
+    names neither her nor her VF; operators see it on the adapter."""
 
     @in_loop
     async def test() -> None:
