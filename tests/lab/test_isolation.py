@@ -41,6 +41,10 @@ def tenants(client: Client) -> Iterator[tuple[Tenant, Tenant]]:
     client.set_num_vfs(IGB0, 7, driver="vfio-pci")
     with tenants_may_lease(client.guest):
         yield Tenant(client, ALICE), Tenant(client, BOB)
+    for path, interfaces in json.loads(client.run(*MANAGED).stdout)["data"][0].items():
+        if LEASE in interfaces:  # of a test that has failed
+            number, owner = path.rpartition("/")[2], interfaces[LEASE]["Owner"]["data"]
+            client.ask("Release", "tsa{sv}", number, owner, 1, "force", "b", "true")
 
 
 @contextmanager
@@ -118,9 +122,8 @@ def test_others_are_told_as_nothing(client: Client, tenants: tuple[Tenant, Tenan
             )
         }  # fmt: skip
         assert {each.name for each in told.values()} == {"org.freedesktop.DBus.Error.UnknownObject"}, told
-        assert {each.text.replace(path, "HERE") for path, each in told.items()} == {
-            "there is no object 'HERE'"
-        }
+        for path, each in told.items():
+            assert f": there is no object '{path}'\n" in each.text, told
     for method, signature, *rest in (
         ("GetFunction", "s"),
         ("GetVFAttributes", "s"),
