@@ -33,9 +33,11 @@ from sriovd.bus.policy_verbs import PolicyVerbs
 from sriovd.bus.polkit import Authority
 from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.recovery_verbs import RecoveryVerbs
+from sriovd.bus.sight import Sights
 from sriovd.bus.trace_verbs import TraceVerbs
 from sriovd.bus.tree import Tree
 from sriovd.bus.verbs import SimulatorVerbs, Verbs
+from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
 from sriovd.core.inventory import Change, FunctionChange
 from sriovd.core.jobs import Job, JobState
@@ -116,7 +118,10 @@ class Daemon:
         tree = Tree(contract, connection.send_signal)
         engine = self._engine
         recovery = RecoveryObjects(tree, engine.inventory, engine.recovery, self._stream.tell)
-        objects = Objects(tree, engine.inventory, engine.jobs, engine.standings.of, recovery.interfaces_of)
+        shares = Shares()
+        objects = Objects(
+            tree, engine.inventory, engine.jobs, shares, engine.standings.of, recovery.interfaces_of
+        )
         authority = Authority(connection, private=self._settings.private)
         handlers = self._make_handlers(connection, objects, authority)
         manager = {
@@ -131,7 +136,7 @@ class Daemon:
             handlers |= SimulatorVerbs(simulator, authority).handlers()
         self._show_changes(tree, objects)
         self._keep_journal()
-        return Dispatcher(connection, contract, tree, handlers)
+        return Dispatcher(connection, contract, tree, handlers, Sights(connection, authority, tree, shares))
 
     def _make_handlers(
         self, connection: Connection, objects: Objects, authority: Authority

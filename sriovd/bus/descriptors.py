@@ -65,7 +65,7 @@ class Descriptors:
         own = self._users[uid]
         if len(self) >= AT_MOST or (uid != _ROOT_UID and own >= AT_MOST_PER_USER):
             raise PoolExhausted(
-                f"sriovd keeps {len(self)} descriptors of leases, {own} of them of user {uid}, and no more.",
+                f"sriovd keeps no more descriptors of leases; {own} are yours.",
                 "Release some, or call Lease, which needs none.",
             )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -1,18 +1,20 @@
 """Routes method calls to whoever answers them, and sees to it that each gets exactly one reply.
 
-Reads are answered at once (standard.py); a verb runs as a task of its own. The reply is sent where the task
-ends, however it ends, after the signals of what it changed. What a call may cost is bounded (limits.py).
+First it is known what the caller may see (sight.py): what he does not see, is not there. Reads are answered
+at once then (standard.py); a verb runs as a task of its own. The reply is sent where the task ends, however
+it ends, after the signals of what it changed. What a call may cost is bounded (limits.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from sriovd.bus.calls import Call, ReceivedFds
-from sriovd.bus.connection import BUS, BUS_PATH, Connection
+from sriovd.bus.connection import Connection
 from sriovd.bus.contract import Contract, ContractMismatch, Method
 from sriovd.bus.errors import (
     InvalidArgs,
@@ -28,21 +30,25 @@ from sriovd.bus.message import MAX_MESSAGE_BYTES, MessageTooLarge
 from sriovd.bus.signature import Value
 from sriovd.bus.standard import StandardInterfaces
 from sriovd.bus.tree import Tree
+from sriovd.bus.visibility import Sight, View
 from sriovd.bus.wire import Buffer, close_fds, encode_body
 from sriovd.core.trace.transaction import transaction
 
-_UIDS_KEPT = 256
+_WAITING_AT_MOST = 4096  # calls of one connection, until it is known what it may see
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who called. sender: unique bus name; uid: of its process; interactive: may be asked for a password."""
+    """Who called. sender: unique bus name; uid: of its process; interactive: may be asked for a password.
+    is_operator: sees everything; seen: the paths of what others see."""
 
     sender: str
     uid: int
     interactive: bool
+    is_operator: bool = False
+    seen: Container[str] = frozenset()
     _fds: ReceivedFds = field(default_factory=lambda: ReceivedFds([]), repr=False)
 
     def __str__(self) -> str:
@@ -52,9 +58,23 @@ class Caller:
         """Keep a descriptor that came as an argument: it is closed by its new owner, not after the call."""
         return self._fds.take(number)
 
+    def sees(self, path: str) -> bool:
+        """Whether the object at `path` is there for this caller, if it is there at all."""
+        return self.is_operator or path in self.seen
+
 
 Handler = Callable[..., Awaitable[tuple[Value, ...]]]
 """`async def verb(caller, path, *arguments)`: returns one value for each result in the contract."""
+
+
+class Sights(Protocol):
+    """sight.py: what each connection may see."""
+
+    def known(self, sender: str) -> Sight | None:
+        """None when it takes a question."""
+
+    async def learn(self, sender: str) -> Sight:
+        """Ask. Raises BusError."""
 
 
 class Dispatcher:
@@ -69,6 +89,7 @@ class Dispatcher:
         contract: Contract,
         tree: Tree,
         handlers: Mapping[tuple[str, str], Handler],
+        sights: Sights,
         limits: Limits | None = None,
     ) -> None:
         _check_handlers(contract, handlers)
@@ -77,9 +98,10 @@ class Dispatcher:
         self._tree = tree
         self._handlers = dict(handlers)
         self._limiter = CallLimiter(limits or Limits())
-        self._standard = StandardInterfaces(contract, tree)
-        self._uids: dict[str, int] = {}
-        self._tasks: set[asyncio.Task[tuple[Value, ...]]] = set()
+        self._sights = sights
+        self._standard = StandardInterfaces(contract, tree.root)
+        self._waiting: dict[str, list[Call]] = {}  # by sender, until it is known what he may see
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         connection.on_call = self._on_call
 
@@ -93,41 +115,78 @@ class Dispatcher:
     def _on_call(self, call: Call) -> None:
         try:
             self._limiter.admit(call.sender, call.size_bytes, self._loop.time())
-            interface, method = self._find_method(call)
-            if interface in STANDARD_INTERFACES:
-                self._answer_at_once(call, interface, method)
-            else:
-                self._start_verb(call, interface, method)
+            sight = self._sights.known(call.sender)
+            if sight is None or call.sender in self._waiting:
+                self._keep_waiting(call)
+                return
         except Exception as error:
             self._refuse(call, error)
+        else:
+            self._take(call, sight)
 
-    def _answer_at_once(self, call: Call, interface: str, method: Method) -> None:
-        body = self._standard.answer(call, interface)
+    def _keep_waiting(self, call: Call) -> None:
+        """Until the caller's sight is known; his calls keep their order."""
+        waiting = self._waiting.setdefault(call.sender, [])
+        if len(waiting) >= _WAITING_AT_MOST:
+            raise LimitsExceeded(f"{len(waiting)} calls of yours wait to be looked at")
+        waiting.append(call)
+        if len(waiting) == 1:
+            task = self._loop.create_task(self._sights.learn(call.sender))
+            self._tasks.add(task)
+            task.add_done_callback(lambda done: self._end_waiting(call.sender, done))
+
+    def _end_waiting(self, sender: str, task: asyncio.Task[Sight]) -> None:
+        self._tasks.discard(task)
+        for call in self._waiting.pop(sender):
+            try:
+                sight = task.result()
+            except (Exception, asyncio.CancelledError) as error:
+                self._refuse(call, error)
+            else:
+                self._take(call, sight)
+
+    def _take(self, call: Call, sight: Sight) -> None:
+        try:
+            interface, method = self._find_method(call, sight.view)
+            if interface in STANDARD_INTERFACES:
+                self._answer_at_once(call, interface, method, sight.view)
+            else:
+                self._start_verb(call, interface, method, sight)
+        except Exception as error:
+            self._refuse(call, error, sight)
+
+    def _answer_at_once(self, call: Call, interface: str, method: Method, view: View) -> None:
+        body = self._standard.answer(call, interface, view)
         self._tree.flush()
         self._send(call, method, body)
         call.fds.close()
 
-    def _start_verb(self, call: Call, interface: str, method: Method) -> None:
+    def _start_verb(self, call: Call, interface: str, method: Method, sight: Sight) -> None:
         arguments = call.body
         self._limiter.start(call.sender, self._loop.time())
-        task = self._loop.create_task(self._run_verb(call, interface, arguments), name=_describe(call))
+        task = self._loop.create_task(
+            self._run_verb(call, interface, arguments, sight), name=_describe(call)
+        )
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._finish_verb(call, method, done))
+        task.add_done_callback(lambda done: self._finish_verb(call, method, sight, done))
 
-    async def _run_verb(self, call: Call, interface: str, arguments: tuple[Value, ...]) -> tuple[Value, ...]:
-        uid = await self._uid_of(call.sender)
-        caller = Caller(call.sender, uid, call.interactive, call.fds)
-        with self._limiter.running_for(uid), transaction(call.member, str(caller)):
+    async def _run_verb(
+        self, call: Call, interface: str, arguments: tuple[Value, ...], sight: Sight
+    ) -> tuple[Value, ...]:
+        caller = Caller(call.sender, sight.uid, call.interactive, sight.is_operator, sight.view, call.fds)
+        with self._limiter.running_for(sight.uid), transaction(call.member, str(caller)):
             return await self._handlers[interface, call.member](caller, call.path, *arguments)
 
-    def _finish_verb(self, call: Call, method: Method, task: asyncio.Task[tuple[Value, ...]]) -> None:
+    def _finish_verb(
+        self, call: Call, method: Method, sight: Sight, task: asyncio.Task[tuple[Value, ...]]
+    ) -> None:
         """Reply here and not in the coroutine: a task cancelled before it first runs never enters that."""
         self._tasks.discard(task)
         self._limiter.finish(call.sender)
         if task.cancelled():
             self._refuse(call, asyncio.CancelledError())
         elif (error := task.exception()) is not None:
-            self._refuse(call, error)
+            self._refuse(call, error, sight)
         else:
             self._reply(call, method, task.result())
 
@@ -149,21 +208,21 @@ class Dispatcher:
                 f"the answer has more than the {MAX_MESSAGE_BYTES} bytes of a message"
             ) from None
 
-    def _refuse(self, call: Call, error: BaseException) -> None:
+    def _refuse(self, call: Call, error: BaseException, sight: Sight | None = None) -> None:
         """The reply to a call that failed: after the signals too, for something may have changed before."""
         call.fds.close()
-        reply = reply_for(error, _describe(call))
+        reply = reply_for(error, _describe(call), sight is not None and sight.is_operator)
         try:
             self._tree.flush()
         except Exception:
             _log.exception("signals were lost")
         self._connection.send_error(call, reply.name, reply.text)
 
-    def _find_method(self, call: Call) -> tuple[str, Method]:
+    def _find_method(self, call: Call, view: View) -> tuple[str, Method]:
         """The interface and method that `call` means. Raises BusRefusal."""
-        if not self._tree.has_node(call.path):
+        if not view.has_node(call.path):
             raise UnknownObject(f"there is no object '{call.path}'")
-        present = (*self._tree.interfaces_at(call.path), *self._standard.interfaces_at(call.path))
+        present = (*view.interfaces_at(call.path), *self._standard.interfaces_at(call.path))
         if call.interface and call.interface not in present:
             raise UnknownInterface(f"object '{call.path}' has no interface '{call.interface}'")
         for interface in (call.interface,) if call.interface else present:
@@ -175,15 +234,6 @@ class Dispatcher:
 
     def _methods_of(self, interface: str) -> Mapping[str, Method]:
         return (STANDARD_INTERFACES.get(interface) or self._contract.interfaces[interface]).methods
-
-    async def _uid_of(self, sender: str) -> int:
-        """The caller's user, asked from the bus once: unique names are never used twice."""
-        if sender not in self._uids:
-            (uid,) = await self._connection.call(BUS, BUS_PATH, BUS, "GetConnectionUnixUser", "s", (sender,))
-            if len(self._uids) >= _UIDS_KEPT:
-                del self._uids[next(iter(self._uids))]
-            self._uids[sender] = uid
-        return self._uids[sender]
 
 
 def _check_handlers(contract: Contract, handlers: Mapping[tuple[str, str], Handler]) -> None:

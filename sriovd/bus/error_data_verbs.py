@@ -19,7 +19,7 @@ from sriovd.bus.objects import MANAGER, TRACE, Objects
 from sriovd.bus.options import parse_options
 from sriovd.bus.pace import Pace, Pacer
 from sriovd.bus.polkit import Authority
-from sriovd.bus.replies import Options, parse_address
+from sriovd.bus.replies import Options, parse_address, require_sight
 from sriovd.bus.sealed import seal
 from sriovd.bus.signature import Variant
 from sriovd.bus.wire import Fd
@@ -128,12 +128,13 @@ class ErrorDataVerbs:
 
     async def _admit(self, caller: Caller, address: PciAddress, owner: str) -> Subject:
         """The VF that the caller may know of. Raises NotAuthorized; NotOwner for who names an owner;
-        NoSuchFunction, InvalidArgument for an operator."""
+        NoSuchFunction for who does not see it, InvalidArgument."""
         await self._authority.check(caller, LEASE if owner else RECOVER, {"address": str(address)})
         if owner:
             trusted = self._authority.trusts(caller)
             lease = self._leases.require_own_at(address, caller.uid, owner, trusted=trusted)
             return Subject(address, (lease.pf, lease.index), lease.number, lease.begun_usec)
+        require_sight(caller, address)
         return Subject(address, self._gate.require_place(address))
 
 

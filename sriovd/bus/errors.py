@@ -122,10 +122,10 @@ ERRORS: tuple[ErrorRow, ...] = (
 _ROWS: Mapping[type[core.SriovdError], ErrorRow] = MappingProxyType({row.cls: row for row in ERRORS})
 
 
-def reply_for(error: BaseException, doing: str = "the operation") -> ReplyError:
+def reply_for(error: BaseException, doing: str = "the operation", to_operator: bool = False) -> ReplyError:
     """What to tell the caller about `error`. doing: what was going on, for the sentence and the journal."""
     if isinstance(error, core.SriovdError):
-        return _core_reply(error)
+        return _core_reply(error, to_operator)
     if isinstance(error, BusRefusal):
         return ReplyError(error.name, str(error))
     if isinstance(error, BadBody):
@@ -139,10 +139,11 @@ def reply_for(error: BaseException, doing: str = "the operation") -> ReplyError:
     return _incident_reply(error, doing)
 
 
-def _core_reply(error: core.SriovdError) -> ReplyError:
+def _core_reply(error: core.SriovdError, to_operator: bool) -> ReplyError:
     row = next(_ROWS[cls] for cls in (*type(error).__mro__, core.BackendFailed) if cls in _ROWS)
     hint = error.hint or row.hint
-    return ReplyError(row.name, f"{error.message} ({hint})" if hint else error.message)
+    message = f"{error.message} {error.inside}".rstrip() if to_operator else error.message
+    return ReplyError(row.name, f"{message} ({hint})" if hint else message)
 
 
 def _incident_reply(error: BaseException, doing: str) -> ReplyError:

@@ -1,7 +1,7 @@
 """Lease, Acquire, Release and the hand-over of VFIO groups.
 
 Rule: whoever may lease at all is polkit's to say; and only the owner, by user and name, may do anything with
-a lease. Another's lease and none are the same answer.
+a lease. Another's lease and none are the same answer, and so are a VF that he cannot have and none.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ class LeaseVerbs:
         return await self._leases.lease(
             caller.uid, owner, _parse_wish(given), given.get("driver", VFIO_PCI),
             held_by_descriptor=held_by_descriptor, generation=given.get("generation", 0),
+            explain=caller.is_operator,
         )  # fmt: skip
 
     async def _wait_begun(self, lease: Lease, given: Mapping[str, Any]) -> Lease:
@@ -144,7 +145,7 @@ class LeaseVerbs:
             job = self._start_release(lease, is_forced(given), name_caller(caller))
         elif is_forced(given):
             self._leases.force(number)
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
     def _start_release(self, lease: Lease, force: bool, requester: str) -> Job:
         """One job for all who ask: an owner who asks a thousand times costs no more than once."""

@@ -94,7 +94,7 @@ class CallLimiter:
             raise _too_many(own)
         together = sum(count for user, count in self._users.items() if user != self._limits.exempt_uid)
         if together >= self._limits.max_calls:
-            raise LimitsExceeded(f"{together} calls are running: try again later")
+            raise LimitsExceeded("too many calls are running: try again later")
 
     def _record(self, sender: str, now_s: float) -> _Sender:
         if sender not in self._senders and len(self._senders) >= self._sweep_at:

@@ -12,6 +12,7 @@ from typing import Any
 from sriovd.bus.errors import reply_for
 from sriovd.bus.paths import encode_path_element
 from sriovd.bus.tree import NoSuchObject, Tree
+from sriovd.bus.visibility import Shares
 from sriovd.core.converge.standing import Standing
 from sriovd.core.inspect.vocabulary import Inspection
 from sriovd.core.inventory import Adapter, AdapterChange, Change, Function, FunctionChange, Inventory
@@ -162,13 +163,15 @@ def job_interfaces(job: Job) -> Interfaces:
 
 
 class Objects:
-    """Keeps the tree equal to core from now on."""
+    """Keeps the tree equal to core from now on, and `shares` to who has what: a lease and the VF at its
+    place are its user's, however long that VF is away meanwhile."""
 
     def __init__(
         self,
         tree: Tree,
         inventory: Inventory,
         jobs: JobRegistry,
+        shares: Shares,
         standing_of: Callable[[PciAddress], Standing] = lambda _: Standing(),
         recovery_of: Callable[[Adapter | Function], Interfaces] = lambda _: {},
     ) -> None:
@@ -177,7 +180,9 @@ class Objects:
         self._inventory = inventory
         self._standing_of = standing_of
         self._recovery_of = recovery_of
-        self._leases: dict[str, int] = {}
+        self._shares = shares
+        self._leases: dict[str, Lease] = {}
+        self._users: dict[tuple[PciAddress, int], int] = {}  # of the leased places
         self._addresses: dict[str, PciAddress] = {}
         self._slots: dict[str, str] = {}
         self._jobs: dict[str, Job] = {}
@@ -194,6 +199,10 @@ class Objects:
             raise NoSuchObject(f"there is no object '{path}'")
         return self._addresses[path]
 
+    def functions_of(self, uid: int) -> list[PciAddress]:
+        """The addresses of the functions that are that user's, sorted."""
+        return sorted(self._addresses[path] for path in self._shares.of(uid) if path in self._addresses)
+
     def target_at(self, path: str) -> str | PciAddress:
         """The slot of the adapter, or the address of the function, whose object is at `path`. Raises
         NoSuchObject, as above."""
@@ -203,7 +212,7 @@ class Objects:
         """The number of the lease whose object is at `path`. Raises NoSuchObject, as above."""
         if path not in self._leases:
             raise NoSuchObject(f"there is no object '{path}'")
-        return self._leases[path]
+        return self._leases[path].number
 
     def show_standing(self, pf: PciAddress, standing: Standing) -> None:
         """How a PF stands to its policy has changed."""
@@ -215,15 +224,29 @@ class Objects:
         path, interfaces = lease_path(lease.number), lease_interfaces(lease, vf)
         if path in self._leases:
             self._update(path, interfaces)
-        else:
-            self._leases[path] = lease.number
-            self._tree.add(path, interfaces)
+            return
+        self._leases[path] = lease
+        self._users[lease.pf, lease.index] = lease.uid
+        self._shares.give(path, lease.uid)
+        if vf is not None:
+            self._shares.give(function_path(vf), lease.uid)
+        self._tree.add(path, interfaces)
 
     def drop_lease(self, lease: Lease) -> None:
         """A lease is over."""
         path = lease_path(lease.number)
-        if self._leases.pop(path, None) is not None:
-            self._tree.remove(path)
+        if self._leases.pop(path, None) is None:
+            return
+        del self._users[lease.pf, lease.index]
+        self._shares.take(path)
+        vf = self._inventory.vfs_of(lease.pf).get(lease.index)
+        if vf is not None:
+            self._shares.take(function_path(vf))
+        self._tree.remove(path)
+
+    def share_job(self, job: Job, uid: int) -> None:
+        """That user has asked for the job, and may look at it while it is kept."""
+        self._shares.give(job_path(job.number), uid)
 
     def job_at(self, path: str) -> Job:
         """The job whose object is at `path`. Raises NoSuchObject, as above."""
@@ -255,12 +278,17 @@ class Objects:
     def _add_function(self, function: Function) -> None:
         path = function_path(function.address)
         self._addresses[path] = function.address
+        place = function.virtual
+        user = self._users.get((place.parent, place.index)) if place else None
+        if user is not None:
+            self._shares.give(path, user)
         self._tree.add(path, {**self._interfaces_of(function), **self._recovery_of(function)})
         self._recount_vfs(function)
 
     def _remove_function(self, function: Function) -> None:
         path = function_path(function.address)
         del self._addresses[path]
+        self._shares.take(path)
         self._tree.remove(path)
         self._recount_vfs(function)
 
@@ -297,5 +325,7 @@ class Objects:
         )  # fmt: skip
 
     def _remove_job(self, job: Job) -> None:
-        del self._jobs[job_path(job.number)]
-        self._tree.remove(job_path(job.number))
+        path = job_path(job.number)
+        del self._jobs[path]
+        self._shares.take(path)
+        self._tree.remove(path)

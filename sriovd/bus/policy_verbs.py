@@ -22,6 +22,8 @@ from sriovd.bus.replies import (
     is_forced,
     name_caller,
     parse_address,
+    require_operator,
+    require_sight,
 )
 from sriovd.bus.signature import Variant
 from sriovd.core.attributes import make_wish
@@ -94,13 +96,15 @@ class PolicyVerbs:
     async def apply(self, caller: Caller, _path: str, plan: str, options: Options) -> JobReply:
         given = parse_options(options, {**_PLAN_OPTIONS, **WAIT_FORCE})
         await self._authority.check(caller, MANAGE_POLICY)
+        require_operator(caller)
         await self._rulebook.wait_loaded()
         job = self._campaign.apply(_addresses(given), is_forced(given), plan, name_caller(caller))
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
     async def reload(self, caller: Caller, _path: str, options: Options) -> tuple[list[str]]:
         parse_options(options, {})
         await self._authority.check(caller, MANAGE_POLICY)
+        require_operator(caller)
         await self._policy.reload()
         return (list(self._rulebook.problems),)
 
@@ -121,7 +125,7 @@ class PolicyVerbs:
         return await self._set(caller, self._objects.address_at(path), attributes, options)
 
     async def _get(self, caller: Caller, address: PciAddress) -> tuple[dict[str, Variant]]:
-        await self._authority.check(caller, INSPECT, {"address": str(address)})
+        require_sight(caller, address)
         attributes, link = await self._lifecycle.read_attributes(address)
         shown = {name: Variant(_TYPES[type(value)], value) for name, value in attributes.items()}
         limits = {"min-mtu": link.min_mtu, "max-mtu": link.max_mtu}
@@ -133,8 +137,9 @@ class PolicyVerbs:
         wish = make_wish(parse_options(attributes, _ATTRIBUTES))
         given = parse_options(options, {**WAIT, **GENERATION})
         await self._authority.check(caller, CONFIGURE, {"address": str(address)})
+        require_sight(caller, address)
         job = self._lifecycle.set_attributes(address, wish, name_caller(caller), given.get("generation", 0))
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
 
 def _addresses(given: dict[str, Any]) -> list[PciAddress]:

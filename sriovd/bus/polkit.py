@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Mapping
 
+from sriovd.bus.actions import INSPECT
 from sriovd.bus.calls import BusError, ServiceMissing
 from sriovd.bus.connection import Connection
 from sriovd.bus.dispatch import Caller
@@ -44,7 +45,20 @@ class Authority:
 
     def trusts(self, caller: Caller) -> bool:
         """Whether `caller` may do everything, so that nobody is asked."""
-        return caller.uid in self._trusted
+        return self.trusts_user(caller.uid)
+
+    def trusts_user(self, uid: int) -> bool:
+        """The same, of every caller of that user."""
+        return uid in self._trusted
+
+    async def may_inspect(self, sender: str, uid: int) -> bool:
+        """Whether the connection `sender` may see everything; nobody is asked for a password. Without an
+        answer it may not."""
+        try:
+            await self.check(Caller(sender, uid, interactive=False), INSPECT)
+        except NotAuthorized:
+            return False
+        return True
 
     async def check(self, caller: Caller, action: str, details: Mapping[str, str] | None = None) -> None:
         """Return when `caller` may do `action` (a polkit action id); else raise NotAuthorized.

@@ -19,7 +19,16 @@ from sriovd.bus.objects import MANAGER, RECOVERY, Objects
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
 from sriovd.bus.presence import wait_while_present
-from sriovd.bus.replies import WAIT, WAIT_USEC, JobReply, Options, answer_with_job, name_caller
+from sriovd.bus.replies import (
+    WAIT,
+    WAIT_USEC,
+    JobReply,
+    Options,
+    answer_with_job,
+    name_caller,
+    require_operator,
+    require_sight,
+)
 from sriovd.core.errors import InvalidArgument, NotOwner
 from sriovd.core.inventory import Inventory
 from sriovd.core.lease.keeper import LeaseKeeper
@@ -109,11 +118,15 @@ class RecoveryVerbs:
     async def recover(self, caller: Caller, target: Target, options: Options) -> JobReply:
         given = parse_options(options, WAIT)
         await self._authorize(caller, RECOVER, target)
-        return await answer_with_job(self._desk.recover(target, name_caller(caller)), given)
+        require_sight(caller, target)
+        return await answer_with_job(
+            self._objects, caller, self._desk.recover(target, name_caller(caller)), given
+        )
 
     async def lift(self, caller: Caller, target: Target, options: Options) -> tuple[str]:
         parse_options(options, {})
         await self._authorize(caller, RECOVER, target)
+        require_sight(caller, target)
         return (self._desk.lift(target),)
 
     async def list_bundles(self, caller: Caller, target: Target) -> tuple[list[BundleRow]]:
@@ -123,11 +136,13 @@ class RecoveryVerbs:
 
     async def read_bundle(self, caller: Caller, _path: str, number: int, form: str) -> tuple[str]:
         await self._authority.check(caller, RECOVER)
+        require_operator(caller)
         return (await self._desk.read_bundle(number, form),)
 
     async def read_own_bundle(self, caller: Caller, target: Target, number: int, form: str) -> tuple[str]:
         """Only the adapter's own."""
         await self._authorize(caller, RECOVER, target)
+        require_operator(caller)
         slot = self._slot_of(target)
         if all(each.number != number for each in self._desk.list_bundles(slot)):
             raise InvalidArgument(
@@ -139,24 +154,30 @@ class RecoveryVerbs:
         await self._authority.check(caller, action, {"address": str(target)})
 
     async def _admit(self, caller: Caller, target: Target, owner: str) -> PciAddress:
-        """The VF that the caller may speak for. Raises NotAuthorized, InvalidArgument, NotOwner."""
+        """The VF that the caller may speak for. Raises NotAuthorized, InvalidArgument, NotOwner, and
+        NoSuchFunction to who names no owner and does not see it."""
         await self._authorize(caller, LEASE if owner else RECOVER, target)
-        vf = self._require_vf(target)
+        vf = self._require_vf(caller, target)
         if owner:
             self._leases.require_own_at(vf, caller.uid, owner, trusted=self._authority.trusts(caller))
-        elif self._leases.find_at(vf) is not None:
+            return vf
+        require_sight(caller, vf)
+        if self._leases.find_at(vf) is not None:
             raise NotOwner(f"VF {vf} is leased, and its owner's to unfreeze.", "Give the owner's name.")
         return vf
 
-    def _require_vf(self, target: Target) -> PciAddress:
-        """Raises InvalidArgument for an adapter and a PF."""
-        function = None if isinstance(target, str) else self._inventory.functions.get(target)
-        if isinstance(target, str) or (function is not None and function.virtual is None):
+    def _require_vf(self, caller: Caller, target: Target) -> PciAddress:
+        """Raises InvalidArgument for an adapter, and a PF that the caller knows of."""
+        if isinstance(target, str) or (caller.is_operator and self._is_pf(target)):
             raise InvalidArgument(
                 f"{target} is no VF, and only VFs are waited for and unfrozen, each by its owner.",
                 "Recover starts the recovery of an adapter, and Lift ends its quarantine.",
             )
         return target
+
+    def _is_pf(self, address: PciAddress) -> bool:
+        function = self._inventory.functions.get(address)
+        return function is not None and function.virtual is None
 
     def _slot_of(self, target: Target) -> str:
         """The adapter, or that of the function. Raises NoSuchFunction."""

@@ -15,7 +15,7 @@ from sriovd.bus.dispatch import Caller, Handler
 from sriovd.bus.objects import MANAGER, TRACE, Objects
 from sriovd.bus.options import parse_options
 from sriovd.bus.polkit import Authority
-from sriovd.bus.replies import Options, parse_address
+from sriovd.bus.replies import Options, parse_address, require_sight
 from sriovd.core.errors import InvalidArgument, NotOwner
 from sriovd.core.inventory import Inventory
 from sriovd.core.lease.keeper import LeaseKeeper
@@ -118,6 +118,7 @@ class TraceVerbs:
         """The place of a VF that nobody leases, for an operator. Raises NotAuthorized, NotOwner,
         NoSuchFunction, InvalidArgument."""
         await self._authority.check(caller, RECOVER, {"address": str(vf)})
+        require_sight(caller, vf)
         if self._leases.find_at(vf) is not None:
             raise NotOwner(f"VF {vf} is leased, and its trace its owner's.", "Give the owner's name.")
         function = self._inventory.get(vf)

@@ -176,9 +176,13 @@ class Tree:
 
     def encode_managed_objects(self) -> Buffer:
         """The body of a reply to GetManagedObjects: all objects below the root. Raises WireError."""
+        return self.encode_objects(self._objects)
+
+    def encode_objects(self, objects: Mapping[str, Values]) -> Buffer:
+        """As encode_managed_objects, of these objects with these values."""
         buffer = Buffer()
         mark = begin_array(buffer, 8)
-        for path, interfaces in self._objects.items():
+        for path, interfaces in objects.items():
             if path != self.root:
                 buffer += bytes(-len(buffer) & 7)
                 _write_path(buffer, path)
@@ -188,8 +192,12 @@ class Tree:
 
     def encode_properties(self, path: str, interface: str) -> Buffer:
         """The body of a reply to GetAll. Raises NoSuchObject, WireError."""
+        return self.encode_values(interface, self._values(path, interface))
+
+    def encode_values(self, interface: str, values: Mapping[str, Value]) -> Buffer:
+        """As encode_properties, with these values. Raises WireError."""
         buffer = Buffer()
-        self._blocks[interface].write_properties(buffer, self._values(path, interface))
+        self._blocks[interface].write_properties(buffer, values)
         return buffer
 
     def emit_signal(self, path: str, interface: str, member: str, *args: Value) -> None:

@@ -1,7 +1,8 @@
 """What clients can ask for: each method of the contract, from its arguments to its reply.
 
-Rule: first the arguments are understood, then polkit is asked, then core does it. A mutating verb answers
-with its job, and with the job's error if it failed in time.
+Rule: first the arguments are understood, then polkit is asked, then it is looked whether the caller sees
+what he speaks of (replies.py), then core does it. To look, one needs to see it and nothing else. A mutating
+verb answers with its job, and with the job's error if it failed in time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from sriovd.bus.actions import (
     ACTION_OF_OPERATION,
     BIND_DRIVER,
     HOTPLUG,
-    INSPECT,
     RESET,
     SET_NUM_VFS,
     SIMULATE,
@@ -43,9 +43,11 @@ from sriovd.bus.replies import (
     is_forced,
     name_caller,
     parse_address,
+    require_operator,
+    require_sight,
 )
 from sriovd.core.errors import InvalidArgument, NoSuchFunction
-from sriovd.core.inventory import Inventory
+from sriovd.core.inventory import Function, Inventory
 from sriovd.core.lifecycle import CountOptions, Lifecycle
 from sriovd.pci import AddressError, PciAddress, PciSlot
 
@@ -118,7 +120,7 @@ class Verbs:
         if wanted.driver:
             await self._authorize(caller, BIND_DRIVER, pf)
         return await answer_with_job(
-            self._lifecycle.set_num_vfs(pf, count, wanted, name_caller(caller)), given
+            self._objects, caller, self._lifecycle.set_num_vfs(pf, count, wanted, name_caller(caller)), given
         )
 
     async def bind(self, caller: Caller, address: PciAddress, driver: str, options: Options) -> JobReply:
@@ -127,13 +129,16 @@ class Verbs:
         job = self._lifecycle.bind(
             address, driver, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
     async def bind_vfs(self, caller: Caller, pf: PciAddress, driver: str, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, BIND_DRIVER, pf)
         return await answer_with_job(
-            self._lifecycle.bind_vfs(pf, driver, is_forced(given), name_caller(caller)), given
+            self._objects,
+            caller,
+            self._lifecycle.bind_vfs(pf, driver, is_forced(given), name_caller(caller)),
+            given,
         )
 
     async def unbind(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
@@ -142,7 +147,7 @@ class Verbs:
         job = self._lifecycle.unbind(
             address, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
     async def reset(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
         given = parse_options(options, _FUNCTION_OPTIONS)
@@ -150,31 +155,33 @@ class Verbs:
         job = self._lifecycle.reset(
             address, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
     async def remove(self, caller: Caller, pf: PciAddress, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
         await self._authorize(caller, HOTPLUG, pf)
         return await answer_with_job(
-            self._lifecycle.remove(pf, is_forced(given), name_caller(caller)), given
+            self._objects, caller, self._lifecycle.remove(pf, is_forced(given), name_caller(caller)), given
         )
 
     async def rescan(self, caller: Caller, _path: str, options: Options) -> JobReply:
         given = parse_options(options, WAIT)
         await self._authority.check(caller, HOTPLUG)
+        require_operator(caller)
         job = self._lifecycle.rescan(name_caller(caller))
-        return await answer_with_job(job, given)
+        return await answer_with_job(self._objects, caller, job, given)
 
     async def get_function(self, caller: Caller, _path: str, address: str) -> tuple[str]:
-        await self._authority.check(caller, INSPECT)
-        return (function_path(self._inventory.get(parse_address(address)).address),)
+        wanted = parse_address(address)
+        require_sight(caller, wanted)
+        return (function_path(self._inventory.get(wanted).address),)
 
     async def get_adapter(self, caller: Caller, _path: str, slot: str) -> tuple[str]:
-        await self._authority.check(caller, INSPECT)
         try:
             found = str(PciSlot.parse(slot))
         except AddressError as error:
             raise InvalidArgument(f"{error}.") from error
+        require_sight(caller, found)
         if found not in self._inventory.adapters:
             raise NoSuchFunction(
                 f"No adapter with SR-IOV is in slot {found}.", "ListFunctions lists the PFs."
@@ -182,22 +189,15 @@ class Verbs:
         return (adapter_path(found),)
 
     async def list_functions(self, caller: Caller, _path: str) -> tuple[list[tuple[str, str, str, str]]]:
-        await self._authority.check(caller, INSPECT)
-        functions = sorted(self._inventory.functions.items())
-        return (
-            [
-                (function_path(address), str(address), "vf" if each.virtual else "pf", each.facts.driver)
-                for address, each in functions
-            ],
-        )
+        functions = self._inventory.functions
+        seen = sorted(functions) if caller.is_operator else self._objects.functions_of(caller.uid)
+        return ([_row_of(functions[address]) for address in seen],)
 
-    async def list_vfs(self, caller: Caller, path: str) -> tuple[list[str]]:
-        await self._authority.check(caller, INSPECT)
+    async def list_vfs(self, _caller: Caller, path: str) -> tuple[list[str]]:
         vfs = self._inventory.vfs_of(self._objects.address_at(path))
         return ([function_path(address) for _, address in sorted(vfs.items())],)
 
-    async def wait_job(self, caller: Caller, path: str, timeout_usec: int) -> tuple[str]:
-        await self._authority.check(caller, INSPECT)
+    async def wait_job(self, _caller: Caller, path: str, timeout_usec: int) -> tuple[str]:
         job = self._objects.job_at(path)
         await job.wait(timeout_usec)
         return (str(job.state),)
@@ -210,6 +210,7 @@ class Verbs:
 
     async def _authorize(self, caller: Caller, action: str, address: PciAddress) -> None:
         await self._authority.check(caller, action, {"address": str(address)})
+        require_sight(caller, address)
 
 
 class SimulatorVerbs:
@@ -271,6 +272,12 @@ class SimulatorVerbs:
             times=given.get("times", 0),
         )
         self._simulator.inject_fault(fault)
+
+
+def _row_of(function: Function) -> tuple[str, str, str, str]:
+    """What ListFunctions says of one."""
+    kind = "vf" if function.virtual else "pf"
+    return function_path(function.address), str(function.address), kind, function.facts.driver
 
 
 def _errno_number(name: str) -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 class SriovdError(Exception):
     """A refusal or failure that its reader can act on.
 
-    `message`: one sentence, names the object. `hint`: the next step, empty if there is none.
+    `message`: one sentence, names the object; it names no other tenant, nor what is his. `hint`: the next
+    step, empty if there is none. `inside`: what operators are told beside the message, for it may.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", inside: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.inside = inside
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()

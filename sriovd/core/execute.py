@@ -278,10 +278,12 @@ class Executor:
         return adapter in self._stuck
 
     def refuse_stuck(self, adapter: str) -> None:
-        """Raises Stuck while a write on `adapter` hangs."""
+        """Raises Stuck while a write on `adapter` hangs: another's, of which no more is said than that."""
         evidence = self._stuck.get(adapter)
         if evidence:
-            raise _stuck_error(adapter, evidence)
+            error = _stuck_error(adapter, "a kernel write has not returned")
+            error.inside = f"It is: {evidence}."
+            raise error
 
 
 def _describe_outcome(script: Script, results: Sequence[ChainResult]) -> str:

@@ -121,9 +121,9 @@ def test_reset_without_a_method(client: Client) -> None:
 
 
 def test_caller_without_permission(client: Client) -> None:
-    """polkit decides; looking is free."""
+    """polkit decides; and whoever may not see a function is told that there is none."""
     result = client.run("get-property", NAME, function_path(IGB0), FUNCTION, "Driver", user="nobody")
-    assert result.status == 0, refusal_of(result)
+    assert refusal_of(result).name == "org.freedesktop.DBus.Error.UnknownObject"
     for method, signature, arguments in (
         ("SetNumVFs", "sua{sv}", (IGB0, 2, 0)),
         ("Bind", "ssa{sv}", (IGB0, "none", 0)),

@@ -30,6 +30,7 @@ from sriovd.bus.objects import FUNCTION, Objects, function_path
 from sriovd.bus.private import PrivateBus
 from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.tree import Tree
+from sriovd.bus.visibility import Shares
 from sriovd.core.inventory import Inventory
 from sriovd.core.jobs import JobRegistry
 from sriovd.core.picture import Picture
@@ -56,7 +57,7 @@ class Parts:
         self.tree = Tree(load_contract(CONTRACT), connection.send_signal)
         recovery = RecoveryObjects(self.tree, self.inventory, FakeDesk(JobRegistry()))
         self.objects = Objects(
-            self.tree, self.inventory, JobRegistry(), recovery_of=recovery.interfaces_of
+            self.tree, self.inventory, JobRegistry(), Shares(), recovery_of=recovery.interfaces_of
         )  # fmt: skip
 
 

@@ -106,14 +106,15 @@ def choose(
     wish: Wish,
     pf_load: Mapping[PciAddress, int],
     taken: Sequence[Candidate] = (),
+    explain: bool = True,
 ) -> PciAddress:
     """The VF of `candidates`, which are all free, that fits `wish` best. `pf_load`: PF -> leases on it.
-    `taken`: the VFs that are leased, in use or quarantined, for the load of NUMA nodes and for the refusal.
-    Raises PoolExhausted."""
+    `taken`: the VFs that are leased, in use or quarantined, for the load of NUMA nodes and for the refusal,
+    which says nothing of them, and takes no time for it, unless it is to `explain`. Raises PoolExhausted."""
     asked = _asked(wish)
     matching = [vf for vf in candidates if _fits(vf, asked)]
     if not matching:
-        raise _explain(candidates, asked, taken)
+        raise _explain(candidates, asked, taken) if explain else refuse(wish)
     node_load = _count_by_node([*candidates, *taken], pf_load)
 
     def rank(vf: Candidate) -> tuple[int, int, PciAddress]:
@@ -146,11 +147,20 @@ def _asked(wish: Wish) -> dict[str, object]:
     return {field: wanted for field in _CRITERIA if (wanted := getattr(wish, field)) is not None}
 
 
+def refuse(wish: Wish) -> PoolExhausted:
+    """There is no VF for that, and no more to be told."""
+    return PoolExhausted(f"{_say_none_free(_asked(wish))}.", "Ask for less, or later.")
+
+
+def _say_none_free(asked: Mapping[str, object]) -> str:
+    words = ", ".join(_describe(field, wanted) for field, wanted in asked.items())
+    return f"No VF is free for a lease with {words}" if words else "No VF is free for a lease"
+
+
 def _explain(
     candidates: Sequence[Candidate], asked: Mapping[str, object], taken: Sequence[Candidate]
 ) -> PoolExhausted:
-    words = ", ".join(_describe(field, wanted) for field, wanted in asked.items())
-    none_free = f"No VF is free for a lease with {words}" if words else "No VF is free for a lease"
+    none_free = _say_none_free(asked)
     known = [*candidates, *taken]
     if not known:
         return PoolExhausted(f"{none_free}: there are no VFs.", "Create some with SetNumVFs.")

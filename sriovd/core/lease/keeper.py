@@ -28,7 +28,7 @@ from sriovd.core.errors import (
 )
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.lease.automaton import BEGIN, LeaseEvent
-from sriovd.core.lease.choose import Wish
+from sriovd.core.lease.choose import Wish, refuse
 from sriovd.core.lease.life import LeaseLives
 from sriovd.core.lease.pool import Place, Pool, place_of
 from sriovd.core.lease.record import Lease, LeaseState, check_name
@@ -172,13 +172,15 @@ class LeaseKeeper:
         *,
         held_by_descriptor: bool = False,
         generation: int = 0,
+        explain: bool = True,
     ) -> Lease:
         """Lend a free VF that fits `wish` to an owner; it is being prepared afterwards. `driver`: what it is
-        handed out on. `generation`: of the VF at the wish's address, 0 for any. Raises PoolExhausted,
+        handed out on. `generation`: of the VF at the wish's address, 0 for any. `explain`: he may know why
+        he gets none; who may not gets PoolExhausted in any case, in the same time. Raises PoolExhausted,
         InvalidArgument, BindFailed, NoSuchFunction."""
         check_name(name)
         self._work.check_driver(driver)
-        vf = await self._find_free(wish, generation)
+        vf = await self._find_free(wish, generation, explain)
         self._refuse_too_many(uid)
         self._last_number += 1
         pf, index = place_of(vf)
@@ -192,15 +194,17 @@ class LeaseKeeper:
             self._lives.begin_row(lease, BEGIN.effects)
         return self.get(lease.number) or replace(lease, state=LeaseState.RELEASED)
 
-    async def _find_free(self, wish: Wish, generation: int) -> Function:
+    async def _find_free(self, wish: Wish, generation: int, explain: bool) -> Function:
         """A VF that is the caller's if he takes it in this turn of the event loop."""
         if generation and wish.address is None:
             raise InvalidArgument("A generation tells VFs of one address apart.", "Give an address, too.")
         used: set[PciAddress] = set()
         while True:
-            if wish.address is not None:
+            if wish.address is not None and explain:
                 self._inventory.get(wish.address, generation)
-            vf = self._pool.choose(wish, used)
+            vf = self._pool.choose(wish, used, explain)
+            if generation not in (0, vf.generation):
+                raise refuse(wish)
             with self._pool.reserved(vf):
                 if await self._work.find_user_of(vf):
                     used.add(vf.address)

@@ -26,8 +26,8 @@ class Pool:
         self._reserved: set[PciAddress] = set()
         self.is_held: Callable[[Place], bool] = lambda _: False  # by the recovery of its adapter, or its own
 
-    def choose(self, wish: Wish, excluded: set[PciAddress]) -> Function:
-        """The free VF that fits `wish` best. Raises PoolExhausted."""
+    def choose(self, wish: Wish, excluded: set[PciAddress], explain: bool = True) -> Function:
+        """The free VF that fits `wish` best. Raises PoolExhausted; `explain`: which says why."""
         free: list[Candidate] = []
         taken: list[Candidate] = []
         for function in self._inventory.functions.values():
@@ -36,7 +36,7 @@ class Pool:
                 is_free = self.is_free(function) and function.address not in excluded
                 (free if is_free else taken).append(candidate)
         load = Counter(pf for pf, _ in self._leased)
-        return self._inventory.get(choose(free, wish, load, taken))
+        return self._inventory.get(choose(free, wish, load, taken, explain))
 
     @contextmanager
     def reserved(self, vf: Function) -> Iterator[None]:

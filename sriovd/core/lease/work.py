@@ -238,8 +238,9 @@ class LeaseWork:
         others = [name for name in self._site.backend.list_group(group) if name != str(vf.address)]
         if others:
             raise IommuGroupNotViable(
-                f"IOMMU group {group} of {vf} has other devices, too: {', '.join(others[:5])}.",
+                f"IOMMU group {group} of {vf} has other devices, too.",
                 "Whoever has the group has them all; a port with ACS above the adapter separates them.",
+                f"They are {', '.join(others[:5])}.",
             )
         return group
 

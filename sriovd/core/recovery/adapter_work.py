@@ -160,7 +160,7 @@ class AdapterWork:
             pe = lives.get(slot)
             choice = Choice(pe.climbing, ()) if pe.climbing else await self._choose(pe)
         except Stuck as error:  # no rung is used up by that, so it must not be tried for ever
-            return Answer(AdapterEvent.EXHAUSTED, f"{error.message} {pe.reason}")
+            return Answer(AdapterEvent.EXHAUSTED, f"{error.message} {error.inside} {pe.reason}")
         if choice.rung is None:
             return Answer(
                 AdapterEvent.EXHAUSTED, f"No rung is left ({'; '.join(choice.left_out)}). {pe.reason}"
@@ -272,7 +272,7 @@ class AdapterWork:
         late = lives.get(slot)
         if any(vf.wish != VfAttributes() for vf in late.vfs):
             await self._grant_late(late)
-        lives.fire_vfs(slot, lives.places(slot), VfEvent.PERMIT, lives.get(slot).reason)
+        lives.fire_vfs(slot, lives.places(slot), VfEvent.PERMIT)
         return Answer(AdapterEvent.PERMITTED)
 
     async def _grant_late(self, pe: AdapterPe) -> None:

@@ -88,11 +88,12 @@ class Gate:
         return place
 
     def _refuse_adapter(self, pe: AdapterPe) -> None:
+        """Why it is out is not for the owners of its VFs."""
         if pe.state in _OPEN:
             return
         error: type[SriovdError] = Quarantined if pe.state is AdapterState.QUARANTINED else LockedOut
         hint = "Look at its bundle, then call Lift." if error is Quarantined else "It goes on by itself."
-        raise error(f"{pe} is out of service. {describe(pe)}", hint)
+        raise error(f"{pe} is out of service: it is {pe.state}.", hint, describe(pe))
 
     def _refuse_vf(self, pe: AdapterPe, vf: VfPe) -> None:
         if vf.state in _IN_SERVICE:

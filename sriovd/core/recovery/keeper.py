@@ -226,7 +226,7 @@ class RecoveryKeeper(Showing):
             ) from None
 
     def _refuse_hopeless(self, slot: str, place: Place) -> None:
-        """What only an operator can change is not worth waiting for."""
+        """What only an operator can change is not worth waiting for; why is the adapter's to tell."""
         pe = self._lives.get(slot)
         vf = pe.vf(place)
         if vf.state is VfState.REMOVED or pe.state is AdapterState.REMOVED:
@@ -234,7 +234,7 @@ class RecoveryKeeper(Showing):
         if vf.state is VfState.FAILED:
             raise Quarantined(f"The {vf} has failed: {vf.reason}", "An operator may call Lift.")
         if pe.state is AdapterState.QUARANTINED:
-            raise Quarantined(f"{pe} is quarantined: {pe.reason}", "An operator may call Lift.")
+            raise Quarantined(f"{pe} is quarantined.", "An operator may call Lift.", pe.reason)
 
     def recover(self, target: str | PciAddress, requester: str) -> Job:
         """Begin a recovery as if an error had come."""

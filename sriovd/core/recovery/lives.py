@@ -37,10 +37,12 @@ _log = logging.getLogger(__name__)
 _FREEZING = frozenset({AdapterEvent.ERROR, AdapterEvent.ASKED, AdapterEvent.OVER_BUDGET, AdapterEvent.LIFT})
 _COUNTED = frozenset({AdapterEvent.ERROR, AdapterEvent.OVER_BUDGET})
 _VF_COUNTED = frozenset({VfEvent.OWN_ERROR, VfEvent.OVER_BUDGET})
-# What happens to all VFs in the same turn as to their adapter, and not behind what is still under way.
+# What happens to all VFs in the same turn as to their adapter, and not behind what is still under way. Its
+# reason is the adapter's to tell: it may name another VF, and who uses that.
 _AT_ONCE = {
-    AdapterEffect.FREEZE_VFS: VfEvent.ADAPTER_FROZEN,
-    AdapterEffect.DROP_VFS: VfEvent.GONE,  # a card may be back before anything else is over
+    AdapterEffect.FREEZE_VFS: (VfEvent.ADAPTER_FROZEN, "its adapter met an error"),
+    # a card may be back before anything else is over
+    AdapterEffect.DROP_VFS: (VfEvent.GONE, "its adapter was removed"),
 }
 
 
@@ -127,7 +129,7 @@ class Lives:
         changed: list[VfPe] = []
         for effect in transition.effects:
             if effect in _AT_ONCE:
-                changed += self._turn(slot, self.places(slot), _AT_ONCE[effect], after.reason)
+                changed += self._turn(slot, self.places(slot), *_AT_ONCE[effect])
         self.in_force_nsec = time.monotonic_ns()
         self.on_change(before, self.get(slot), changed)
         self._begin_row(slot, tuple(each for each in transition.effects if each not in _AT_ONCE))

@@ -27,8 +27,11 @@ from sriovd.bus.contract import Contract, load_contract
 from sriovd.bus.dispatch import Caller, Dispatcher
 from sriovd.bus.limits import Limits
 from sriovd.bus.options import parse_options
+from sriovd.bus.polkit import Authority
+from sriovd.bus.sight import Sights
 from sriovd.bus.signature import Variant
 from sriovd.bus.tree import ROOT, Tree
+from sriovd.bus.visibility import Shares
 from sriovd.bus.wire import Fd
 from sriovd.core.errors import InUse
 
@@ -78,6 +81,7 @@ class Service:
     connection: Connection
     contract: Contract
     tree: Tree
+    shares: Shares = field(default_factory=Shares)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     kept: list[int] = field(default_factory=list)
     given: list[int] = field(default_factory=list)
@@ -96,7 +100,9 @@ class Service:
             "GiveFd": self.give_fd,
         }
         handlers = {(THING, member): handler for member, handler in methods.items()}
-        self.dispatcher = Dispatcher(self.connection, self.contract, self.tree, handlers, limits)
+        authority = Authority(self.connection, private=True)
+        sights = Sights(self.connection, authority, self.tree, self.shares)
+        self.dispatcher = Dispatcher(self.connection, self.contract, self.tree, handlers, sights, limits)
 
     async def echo(
         self, _caller: Caller, _path: str, text: str, options: dict[str, Variant]

@@ -295,4 +295,4 @@ async def test_handlers_must_be_exactly_the_methods(bus: PrivateBus) -> None:
     async with running_service(bus.address) as service:
         contract = load_contract(CONTRACT)
         with pytest.raises(ContractMismatch, match=r"org\.example\.Thing\.Echo, .*Thing\.WhoAmI"):
-            Dispatcher(service.connection, contract, service.tree, {})
+            Dispatcher(service.connection, contract, service.tree, {}, service.dispatcher._sights)

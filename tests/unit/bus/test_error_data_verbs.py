@@ -20,6 +20,7 @@ from sriovd.bus.errors import LimitsExceeded
 from sriovd.bus.objects import MANAGER, TRACE, Objects, function_path
 from sriovd.bus.signature import Variant
 from sriovd.bus.tree import NoSuchObject, Tree
+from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, NotOwner, SriovdError
 from sriovd.core.lease.choose import Wish
@@ -54,7 +55,7 @@ class Site:
     def __init__(self, backend: SimulatedBackend) -> None:
         self.engine = engine = Engine(backend, Places())
         tree = Tree(_contract_for(simulated=True), lambda *_: None, schedule=lambda _: None)
-        objects = Objects(tree, engine.inventory, engine.jobs)
+        objects = Objects(tree, engine.inventory, engine.jobs, Shares())
         verbs = ErrorDataVerbs(
             engine.leases, engine.recovery.gate, objects, Rights(),
             lambda: engine.inspector, lambda: engine.error_data,
@@ -63,12 +64,14 @@ class Site:
 
     async def ask(self, uid: int, member: str, target: PciAddress | str, *arguments: Any) -> Any:
         """By address, of the Manager; descriptors come as what can be read of them."""
-        caller = Caller(f":1.{uid}", uid, False)
+        caller = Caller(f":1.{uid}", uid, False, is_operator=uid in (OPERATOR, ROOT_USER))
         (result,) = await self.handlers[MANAGER, member](caller, "/org/sriovd1", str(target), *arguments)
         return read_descriptor(result.number) if member == "CollectErrorData" else result
 
     async def ask_object(self, uid: int, member: str, path: str, *arguments: Any) -> Any:
-        (result,) = await self.handlers[TRACE, member](Caller(f":1.{uid}", uid, False), path, *arguments)
+        (result,) = await self.handlers[TRACE, member](
+            Caller(f":1.{uid}", uid, False, is_operator=uid in (OPERATOR, ROOT_USER)), path, *arguments
+        )
         return read_descriptor(result.number) if member == "CollectErrorData" else result
 
     async def refusal(

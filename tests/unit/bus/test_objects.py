@@ -7,6 +7,7 @@ import pytest
 from sriovd.bus.errors import reply_for
 from sriovd.bus.objects import Objects, function_path, job_path
 from sriovd.bus.tree import NoSuchObject, Tree
+from sriovd.bus.visibility import Shares
 from sriovd.core.inventory import Inventory
 from sriovd.core.jobs import JobRegistry
 from sriovd.daemon import _contract_for
@@ -15,7 +16,7 @@ from sriovd.pci import PciAddress
 
 def test_an_object_that_has_gone_is_no_defect_of_ours() -> None:
     tree = Tree(_contract_for(simulated=False), lambda *_: None, schedule=lambda _: None)
-    objects = Objects(tree, Inventory(), JobRegistry())
+    objects = Objects(tree, Inventory(), JobRegistry(), Shares())
     function = function_path(PciAddress.parse("0000:01:10.0"))
     job = job_path(7)
     with pytest.raises(NoSuchObject) as function_gone:

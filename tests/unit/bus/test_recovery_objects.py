@@ -12,6 +12,7 @@ from sriovd.bus.message import Field, Kind, body_fields, encode_field, encode_me
 from sriovd.bus.objects import RECOVERY, Objects, adapter_path, function_path
 from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.tree import Tree
+from sriovd.bus.visibility import Shares
 from sriovd.bus.wire import Buffer
 from sriovd.core.inventory import Inventory
 from sriovd.core.jobs import JobRegistry
@@ -41,7 +42,7 @@ class Shown:
         recovery = RecoveryObjects(
             self.tree, self.inventory, self.desk, lambda vf, standing: self.told.append((vf, standing))
         )
-        Objects(self.tree, self.inventory, JobRegistry(), recovery_of=recovery.interfaces_of)
+        Objects(self.tree, self.inventory, JobRegistry(), Shares(), recovery_of=recovery.interfaces_of)
         for pf in PFS:
             self.inventory.put(facts(pf))
         for vf in VFS:

@@ -21,6 +21,7 @@ from sriovd.bus.recovery_objects import RecoveryObjects
 from sriovd.bus.recovery_verbs import RecoveryVerbs
 from sriovd.bus.signature import Variant
 from sriovd.bus.tree import NoSuchObject, Tree
+from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import (
     InvalidArgument,
@@ -44,7 +45,7 @@ PF, LEASED, FREE, NOWHERE = (
     PciAddress.parse(text) for text in ("0000:01:00.0", "0000:01:10.0", "0000:01:10.2", "0000:09:10.0")
 )
 TENANT, STRANGER, OPERATOR, ROOT_USER = 1000, 1001, 1002, 0
-ALLOWED = {TENANT: {LEASE, INSPECT}, STRANGER: {LEASE, INSPECT}, OPERATOR: {RECOVER, INSPECT}}
+ALLOWED = {TENANT: {LEASE}, STRANGER: {LEASE}, OPERATOR: {RECOVER, INSPECT}}
 OWNER = "vm"
 ASKING = ("Unfreeze", "WaitPermitted")
 
@@ -64,6 +65,12 @@ class Rights(Authority):
             raise NotAuthorized(f"polkit does not allow {action} to the caller")
 
 
+def caller_of(uid: int) -> Caller:
+    """Somebody on the bus; tenants see their VF."""
+    seen = {function_path(LEASED)} if uid == TENANT else set()
+    return Caller(f":1.{uid}", uid, False, uid in (OPERATOR, ROOT_USER), seen)
+
+
 class Site:
     """The verbs on a host with two VFs, of which TENANT leases one."""
 
@@ -73,18 +80,17 @@ class Site:
         inventory = self.engine.inventory
         tree = Tree(_contract_for(simulated=True), lambda *_: None, schedule=lambda _: None)
         recovery = RecoveryObjects(tree, inventory, self.desk)
-        objects = Objects(tree, inventory, self.engine.jobs, recovery_of=recovery.interfaces_of)
+        objects = Objects(tree, inventory, self.engine.jobs, Shares(), recovery_of=recovery.interfaces_of)
         self.bus = Everybody()
         verbs = RecoveryVerbs(inventory, self.engine.leases, self.desk, objects, Rights(), self.bus)
         self.handlers = verbs.handlers()
 
     async def ask(self, uid: int, member: str, target: PciAddress | str, *arguments: Any) -> Any:
         """By address, or slot."""
-        caller = Caller(f":1.{uid}", uid, False)
-        return await self.handlers[MANAGER, member](caller, "/org/sriovd1", str(target), *arguments)
+        return await self.handlers[MANAGER, member](caller_of(uid), "/org/sriovd1", str(target), *arguments)
 
     async def ask_object(self, uid: int, member: str, path: str, *arguments: Any) -> Any:
-        return await self.handlers[RECOVERY, member](Caller(f":1.{uid}", uid, False), path, *arguments)
+        return await self.handlers[RECOVERY, member](caller_of(uid), path, *arguments)
 
     async def speak(self, uid: int, member: str, target: PciAddress | str, owner: str = OWNER) -> Any:
         """Unfreeze or WaitPermitted."""
@@ -138,7 +144,7 @@ def test_anothers_nobodys_and_none_are_the_same_answer(member: str) -> None:
     @in_loop
     async def test() -> None:
         async with site() as here:
-            told = {await here.refusal(STRANGER, member, vf) for vf in (LEASED, FREE, NOWHERE)}
+            told = {await here.refusal(STRANGER, member, vf) for vf in (LEASED, FREE, PF, NOWHERE)}
             told |= {await here.refusal(ROOT_USER, member, vf) for vf in (FREE, NOWHERE)}
             assert told == {
                 "NotOwner: You have no lease on a VF at HERE as 'vm'. Leases end by Release."
@@ -171,13 +177,13 @@ def test_adapters_and_pfs_are_not_unfrozen(member: str) -> None:
     async def test() -> None:
         async with site() as here:
             for uid, owner in ((TENANT, OWNER), (ROOT_USER, "")):
-                for target in (PF, SLOT):
+                for target in (SLOT,) if uid == TENANT else (PF, SLOT):
                     told = await here.refusal(uid, member, target, owner)
                     assert told.startswith("InvalidArgument: HERE is no VF"), told
                     assert "Recover" in told
             for path in (adapter_path(SLOT), function_path(PF)):
                 with pytest.raises(InvalidArgument):
-                    await here.ask_object(TENANT, member, path, OWNER, {} if member == "Unfreeze" else 0)
+                    await here.ask_object(ROOT_USER, member, path, OWNER, {} if member == "Unfreeze" else 0)
 
     test()
 
@@ -295,7 +301,7 @@ async def test_operators_recover_and_lift_by_every_name() -> None:
 
 
 @in_loop
-async def test_bundles_are_listed_for_all_and_read_by_operators() -> None:
+async def test_bundles_are_listed_and_read_by_operators() -> None:
     async with site() as here:
         here.desk.bundles = {
             SLOT: [BundleHead(1, 1_700_000_000_000_000, "freeze", "fatal")],
@@ -303,9 +309,11 @@ async def test_bundles_are_listed_for_all_and_read_by_operators() -> None:
         }
         row = [(1, 1_700_000_000_000_000, "freeze", "fatal")]
         for name in (SLOT, PF, LEASED):
-            assert await here.ask(TENANT, "ListBundles", name) == (row,)
+            assert await here.ask(OPERATOR, "ListBundles", name) == (row,)
+            with pytest.raises(NotAuthorized):
+                await here.ask(TENANT, "ListBundles", name)
         for path in (adapter_path(SLOT), function_path(PF), function_path(LEASED)):
-            assert await here.ask_object(TENANT, "ListBundles", path) == (row,)
+            assert await here.ask_object(OPERATOR, "ListBundles", path) == (row,)
             assert await here.ask_object(OPERATOR, "ReadBundle", path, 1, "json") == ("bundle 1 as json",)
             with pytest.raises(InvalidArgument, match="No bundle 2 is kept of adapter"):
                 await here.ask_object(OPERATOR, "ReadBundle", path, 2, "text")
@@ -320,11 +328,11 @@ async def test_bundles_are_listed_for_all_and_read_by_operators() -> None:
 async def test_a_bundle_by_its_number() -> None:
     async with site() as here:
         here.desk.bundles = {SLOT: [BundleHead(1, 0, "freeze", "fatal")]}
-        read, operator = here.handlers[MANAGER, "ReadBundle"], Caller(":1.5", OPERATOR, False)
+        read, operator = here.handlers[MANAGER, "ReadBundle"], caller_of(OPERATOR)
         assert await read(operator, "/org/sriovd1", 1, "text") == ("bundle 1 as text",)
         with pytest.raises(InvalidArgument):
             await read(operator, "/org/sriovd1", 1, "pdf")
         with pytest.raises(NoSuchFunction):
             await read(operator, "/org/sriovd1", 9, "text")
         with pytest.raises(NotAuthorized):
-            await read(Caller(":1.6", TENANT, False), "/org/sriovd1", 1, "text")
+            await read(caller_of(TENANT), "/org/sriovd1", 1, "text")

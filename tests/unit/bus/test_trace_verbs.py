@@ -19,6 +19,7 @@ from sriovd.bus.objects import MANAGER, TRACE, Objects, function_path
 from sriovd.bus.signature import Variant
 from sriovd.bus.trace_verbs import TraceVerbs
 from sriovd.bus.tree import NoSuchObject, Tree
+from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, SriovdError
 from sriovd.core.lease.choose import Wish
@@ -53,7 +54,7 @@ class Site:
     def __init__(self, backend: SimulatedBackend) -> None:
         self.engine = engine = Engine(backend, Places())
         tree = Tree(_contract_for(simulated=True), lambda *_: None, schedule=lambda _: None)
-        objects = Objects(tree, engine.inventory, engine.jobs)
+        objects = Objects(tree, engine.inventory, engine.jobs, Shares())
         self.recorder = FakeRecorder()
         self.desk = TraceDesk(self.recorder, engine.leases.vf_address, Shelf())
         verbs = TraceVerbs(engine.inventory, engine.leases, self.desk, self.recorder, objects, Rights())
@@ -67,7 +68,7 @@ class Site:
         """By address."""
         arguments = (self.memory,) if verb == "Start" else ()
         given = {**options, "owner": Variant("s", owner)} if owner else options
-        caller = Caller(f":1.{uid}", uid, False)
+        caller = Caller(f":1.{uid}", uid, False, is_operator=uid in (OPERATOR, ROOT_USER))
         return await self.handlers[MANAGER, TWINS[verb]](caller, "/", str(vf), *arguments, given)
 
     async def refusal(self, uid: int, verb: str, vf: PciAddress, owner: str = OWNER) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -251,9 +252,11 @@ def test_over_its_deadline_an_adapter_is_stuck_with_the_evidence() -> None:
         assert run.stopped, "what the script had still to do would go on behind everybody's back"
         text = f"reset {PF} 0 has not returned from the kernel in pci_dev_wait for 3 s (helper pid 42)"
         assert bench.log == [f"stuck {A}: {text}"]
-        with pytest.raises(Stuck, match="pci_dev_wait") as refusal:
+        with pytest.raises(Stuck) as refusal:
             bench.executor.refuse_stuck(A)
+        assert text in refusal.value.inside
         assert A in refusal.value.message
+        assert str(PF) not in str(refusal.value), "the write may be on another tenant's VF"
         assert refusal.value.hint
 
     run_async(test())
@@ -381,8 +384,9 @@ def test_a_leftover_makes_its_adapter_stuck_until_it_returns() -> None:
         bench.executor.adopt(
             Leftover(A, "resetting", Evidence(7, "reset", "pci_dev_wait", 9_000_000), finished)
         )
-        with pytest.raises(Stuck, match=r"resetting: reset has not returned .* for 9 s"):
+        with pytest.raises(Stuck) as refusal:
             bench.executor.refuse_stuck(A)
+        assert re.search(r"resetting: reset has not returned .* for 9 s", refusal.value.inside)
         finished.set_result(None)
         await until(lambda: bench.log[-1] == f"recovered {A}")
         bench.executor.refuse_stuck(A)
