@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from dataclasses import dataclass
 
 from sriovd.bus.calls import BadBody, ConnectFailed
-from sriovd.bus.message import Field, MalformedMessage, field_type
+from sriovd.bus.message import Field, Kind, MalformedMessage, field_type
 from sriovd.bus.signature import Value, Variant
 from sriovd.partial_import import without_package
 
@@ -69,13 +70,14 @@ async def connect_socket(address: str) -> socket.socket:
 class _Decoder(Unmarshaller):
     """The library's decoder over bytes that are all here already.
 
-    It takes 2 us for a byte of a message, and keeps 400 bytes for a letter of a signature: what it is given
-    is bounded, so that no message holds the daemon up for longer than some 30 ms."""
+    It takes 2 us for a byte of a message, and keeps 400 bytes for a letter of a signature: what others send
+    is bounded, so that no message holds the daemon up for longer than some 30 ms. What was asked for, of
+    the bus and of polkit, is as large as it is: `is_asked`."""
 
-    def __init__(self, data: bytes, order: int, offset: int) -> None:
+    def __init__(self, data: bytes, order: int, offset: int, is_asked: bool) -> None:
         super().__init__(None)  # type: ignore[no-untyped-call]
         self.buf, self.endian, self.offset = bytearray(data), order, offset
-        self._room = _VALUES_AT_MOST
+        self._room = math.inf if is_asked else _VALUES_AT_MOST
 
     def read_argument(self, type_: SignatureType) -> Value:
         self._spend(1)
@@ -107,7 +109,7 @@ def read_header(data: bytes) -> Header:
 def read_values(header: Header, body: bytes, fds: tuple[int, ...]) -> tuple[Value, ...]:
     """The values of a body as plain Python; `fds` are the descriptors that came with it. Raises BadBody."""
     try:
-        decoder = _decoder(body, header.order)
+        decoder = _decoder(body, header.order, is_asked=header.kind == Kind.RETURN)
         types = SignatureTree._get(header.text(Field.SIGNATURE)).types
         return tuple(_to_plain(kind, decoder.read_argument(kind), fds) for kind in types)
     except Exception as error:  # as above
@@ -122,10 +124,10 @@ def _read_field(code: int, found: LibraryVariant) -> tuple[int, Value]:
     return code, found.value
 
 
-def _decoder(data: bytes, order: int, offset: int = 0) -> _Decoder:
+def _decoder(data: bytes, order: int, offset: int = 0, is_asked: bool = False) -> _Decoder:
     if len(SignatureTree._cache) > _SIGNATURES_KEPT:
         SignatureTree._cache.clear()  # it never forgets one by itself, and clients choose the signatures
-    return _Decoder(data, order, offset)
+    return _Decoder(data, order, offset, is_asked)
 
 
 def _to_plain(kind: SignatureType | None, value: Value, fds: tuple[int, ...]) -> Value:
