@@ -113,7 +113,9 @@ class Executor:
         self.on_failed: Callable[[str], None] = lambda _adapter: None  # of writes that the kernel refused
         self.refuse: Callable[[str, Script], None] = lambda _adapter, _script: None
         # What is told of each script: chains as they end, and what was never begun or has not come back.
-        self.on_chain: Callable[[Transaction | None, ChainResult], None] = lambda _by, _chain: None
+        self.on_chain: Callable[[Transaction | None, Script, ChainResult], None] = lambda _by, _in, _chain: (
+            None
+        )
         self.on_refused: Callable[[str, Script, SriovdError], None] = lambda _adapter, _script, _why: None
         self.on_hung: Callable[[Script, Evidence], None] = lambda _script, _evidence: None
         self.on_written: Callable[[str, Script, str], None] = lambda _adapter, _script, _outcome: None
@@ -203,7 +205,7 @@ class Executor:
 
         def note(result: ChainResult) -> None:
             progress.set()
-            self.on_chain(transaction, result)
+            self.on_chain(transaction, script, result)
             on_result(result)
 
         run = self._backend.run(adapter, script, note)

@@ -18,6 +18,7 @@ from tests.simulated.client import (
     PHYSICAL_FUNCTION,
     RECOVERY,
     ROOT,
+    TRACE,
     VF0,
     VIRTUAL_FUNCTION,
     Client,
@@ -160,7 +161,7 @@ async def test_objects_come_before_the_reply(host: DaemonProcess) -> None:
             function_path(f"0000:01:1{number // 4}.{number % 4 * 2}") for number in range(7)
         ]
         for signal in added:
-            assert set(signal.body[1]) == {FUNCTION, VIRTUAL_FUNCTION, RECOVERY}
+            assert set(signal.body[1]) == {FUNCTION, VIRTUAL_FUNCTION, RECOVERY, TRACE}
         counts = [
             signal.body[1]["NumVFs"].value
             for signal in listener.named("PropertiesChanged")

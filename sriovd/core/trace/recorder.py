@@ -27,7 +27,7 @@ from sriovd.core.trace.notes import (
     subject_of,
 )
 from sriovd.core.trace.stream import Sink, Stream
-from sriovd.core.trace.transaction import CURRENT, Transaction
+from sriovd.core.trace.transaction import CURRENT, Transaction, speaks_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
@@ -78,13 +78,14 @@ class Recorder:
         if stream is not None:
             stream.put(note)
 
-    def note_chain(self, transaction: Transaction | None, chain: ChainResult) -> None:
-        """Steps that have been done for that transaction."""
+    def note_chain(self, transaction: Transaction | None, script: Script, chain: ChainResult) -> None:
+        """Steps that have been done for that transaction. Who only looks does nothing to a VF, and may look
+        because something has happened to another: an owner is told when he has asked for it."""
         if not chain.results:
             return
         subject = subject_of(chain.results[0].step)
         stream = self._at.get(subject) or self._stream_of(subject)  # type: ignore[arg-type]
-        if stream is not None:
+        if stream is not None and (script.writes or speaks_for(transaction, stream)):
             stream.put_of(transaction, chain)
 
     def note_refusal(self, script: Script, error: Exception) -> None:

@@ -19,7 +19,7 @@ from sriovd.backend.steps import ChainResult
 from sriovd.core import errors
 from sriovd.core.trace.joining import describe
 from sriovd.core.trace.notes import Mark, Note, note_step, note_telling
-from sriovd.core.trace.transaction import CURRENT, Branch, Transaction
+from sriovd.core.trace.transaction import CURRENT, Branch, Transaction, speaks_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
@@ -171,21 +171,22 @@ class Stream:
             yield from self._open(transaction.parent)
             parent = transaction.parent.branches[self].number
         transaction.branches[self] = Branch(self.next_id, parent)
-        direction = Direction.FROM_OWNER if self in transaction.spoken_for else Direction.NONE
+        direction = Direction.FROM_OWNER if speaks_for(transaction, self) else Direction.NONE
         status = Status.OK if transaction.is_over else Status.BEGUN
         requester = f"for {transaction.requester}"
         note = Note(RecordType.BEGIN, direction, status, transaction.operation, requester)
         yield self._record(transaction.began_nsec, note, parent)
 
     def _end(self, time_nsec: int, transaction: Transaction, error: BaseException | None) -> Record:
-        """What an error says is the owner's to read only when he asked."""
-        own = self in transaction.spoken_for
-        text = type(error).__name__ if error is not None else ""
-        if own and isinstance(error, errors.SriovdError):
-            text = f"{text}: {error.message}"
+        """How it went is told to an owner who has asked: what others ask for is about other VFs, too."""
+        own = speaks_for(transaction, self)
+        shown = error if own else None
+        text = type(shown).__name__ if shown is not None else ""
+        if isinstance(shown, errors.SriovdError) and self in transaction.spoken_for:
+            text = f"{text}: {shown.message}"
         branch = transaction.branches[self]
         return Record(
-            RecordType.END, Direction.TO_OWNER if own else Direction.NONE, status_of(error), self.vf,
+            RecordType.END, Direction.TO_OWNER if own else Direction.NONE, status_of(shown), self.vf,
             transaction.operation, text, 0, time_nsec, time_nsec - transaction.began_nsec, *branch,
         )  # fmt: skip
 

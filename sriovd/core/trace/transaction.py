@@ -48,6 +48,13 @@ class Transaction:
 CURRENT: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
 
 
+def speaks_for(transaction: Transaction | None, trace: Trace) -> bool:
+    """Whether the owner of that trace has asked for the transaction, or for what has caused it."""
+    while transaction is not None and trace not in transaction.spoken_for:
+        transaction = transaction.parent
+    return transaction is not None
+
+
 def current_requester() -> str:
     """For whom the current task works: who asked for the transaction, or sriovd itself."""
     transaction = CURRENT.get()

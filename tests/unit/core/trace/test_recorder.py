@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sriovd.backend.base import Fault, Severity
+from sriovd.backend.steps import Chain, Script, Step, Verb
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import scripts
 from sriovd.core.errors import LockedOut, NotOwner
@@ -234,3 +235,24 @@ async def test_drivers_are_listened_to_while_anybody_traces(tmp_path: Path) -> N
         assert wanted == [True]
         await host.leases.release(leases[1].number, force=False)
         assert wanted == [True, False]
+
+
+@on_host
+async def test_who_only_looks_is_in_the_trace_when_the_owner_has_asked_for_it(tmp_path: Path) -> None:
+    """Policy looks at all VFs of a PF when something has happened to one."""
+    async with world(tmp_path, vfs=1) as host:
+        lease = await host.lend(ALICE, "alice")
+        step = Step(Verb.READ_DRIVER_OVERRIDE, VF0)
+        script = Script("looking", (Chain(VF0, (step,)),))
+        before = len(host.engine.recorder.tail((IGB, 0), lease.number))
+        with transaction("Plan", "uid 0"):
+            await host.engine.executor.run(str(IGB.slot), script)
+        assert len(host.engine.recorder.tail((IGB, 0), lease.number)) == before
+        with transaction("Inspect", "uid 1000"):
+            host.leases.require_own_at(VF0, ALICE, "alice")
+            await host.engine.executor.run(str(IGB.slot), script)
+        *_, begin, read, end = host.engine.recorder.tail((IGB, 0), lease.number)
+        assert (begin.operation, read.operation, end.operation) == (
+            "Inspect", "read-driver-override", "Inspect",
+        )  # fmt: skip
+        assert read.parent == begin.transaction
