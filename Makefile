@@ -13,6 +13,7 @@ LIBDIR = $(DESTDIR)$(PREFIX)/lib
 INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
 BINARY = $(DESTDIR)$(PREFIX)/sbin/sriovd
+READER = $(DESTDIR)$(PREFIX)/bin/sriovd-trace
 
 RUNTIME_PACKAGES := python3 python3-dbus-next python3-pyroute2 python3-pyudev python3-systemd
 # A package since Debian 13; on Debian 12 it comes from PyPI and lives with sriovd.
@@ -70,7 +71,10 @@ install:
 	install -d $(dir $(BINARY))
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(PREFIX)/lib/sriovd")' \
 	    'from sriovd.__main__ import main' 'sys.exit(main())' > $(BINARY)
-	chmod 755 $(BINARY)
+	install -d $(dir $(READER))
+	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(PREFIX)/lib/sriovd")' \
+	    'from sriovd.trace.__main__ import main' 'sys.exit(main())' > $(READER)
+	chmod 755 $(BINARY) $(READER)
 	install -D -m 644 -t $(LIBDIR)/systemd/system units/sriovd.service
 	install -D -m 644 -t $(LIBDIR)/systemd/catalog units/sriovd.catalog
 	install -D -m 644 units/sriovd.sysusers $(LIBDIR)/sysusers.d/sriovd.conf
@@ -96,7 +100,7 @@ install:
 uninstall:
 	-[ -n "$(DESTDIR)" ] || systemctl disable --now sriovd
 	rm -rf $(LIBDIR)/sriovd $(SHAREDIR)/doc/sriovd
-	rm -f $(BINARY) $(LIBDIR)/systemd/system/sriovd.service $(LIBDIR)/systemd/catalog/sriovd.catalog \
+	rm -f $(BINARY) $(READER) $(LIBDIR)/systemd/system/sriovd.service $(LIBDIR)/systemd/catalog/sriovd.catalog \
 	    $(LIBDIR)/sysusers.d/sriovd.conf $(LIBDIR)/udev/rules.d/61-sriovd.rules \
 	    $(SHAREDIR)/dbus-1/system.d/org.sriovd1.conf $(SHAREDIR)/dbus-1/system-services/org.sriovd1.service \
 	    $(SHAREDIR)/dbus-1/interfaces/org.sriovd1.xml $(SHAREDIR)/polkit-1/actions/org.sriovd1.policy \

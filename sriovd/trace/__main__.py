@@ -24,20 +24,21 @@ from sriovd.trace.view import Filter, Form, View
 
 _POLL_S = 0.1  # nobody is told of a new record, so one has to look
 _EPILOG = """\
-  python -m sriovd.trace --follow --tree /proc/4711/fd/9     what happens to a VF, as it happens
-  python -m sriovd.trace --chrome saved > trace.json         open it in https://ui.perfetto.dev
+  sriovd-trace --follow --tree /proc/4711/fd/9     what happens to a VF, as it happens
+  sriovd-trace --chrome saved > trace.json         open it in https://ui.perfetto.dev
 """
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked. Exits with 2 and a sentence when it makes no sense."""
     parser = argparse.ArgumentParser(
-        prog="python -m sriovd.trace",
+        prog="sriovd-trace",
         description="Shows traces of VFs, saved or live.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"sriovd trace format {MAJOR}.{MINOR}")
+    version = f"%(prog)s (trace format {MAJOR}.{MINOR})"
+    parser.add_argument("--version", action="version", version=version)
     parser.add_argument("files", metavar="FILE", nargs="+", help="a saved buffer, or /proc/PID/fd/N")
     parser.add_argument("--follow", action="store_true", help="go on until tracing ends, or Ctrl-C")
     parser.add_argument(

@@ -149,6 +149,7 @@ def files_below(directory: Path) -> set[str]:
 
 
 INSTALLED = {
+    "bin/sriovd-trace",
     "include/sriovd-trace.h",
     "lib/systemd/catalog/sriovd.catalog",
     "lib/systemd/system/sriovd.service",
@@ -176,13 +177,18 @@ def test_install_puts_everything_in_its_place_and_uninstall_takes_it_away(tmp_pa
     assert files_below(tmp_path) == set()
 
 
-def test_the_installed_program_starts(tmp_path: Path) -> None:
-    """Its first line and its path are right, and nothing that it imports was left behind."""
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("sbin/sriovd", f"sriovd {__version__}"), ("bin/sriovd-trace", "sriovd-trace (trace format 1.0)")],
+)
+def test_the_installed_programs_start(tmp_path: Path, place: str, says: str) -> None:
+    """Their first line and their path are right, and nothing that they import was left behind."""
     make("install", tmp_path)
-    program = (tmp_path / "usr/sbin/sriovd").read_text()
+    program = (tmp_path / "usr" / place).read_text()
     assert program.startswith(f"#!{sys.executable} -I\n")
     assert '"/usr/lib/sriovd"' in program
     moved = tmp_path / "sriovd-elsewhere"
     moved.write_text(program.replace('"/usr/lib/sriovd"', f'"{tmp_path}/usr/lib/sriovd"'))
     done = run(sys.executable, "-I", moved, "--version")
-    assert (done.returncode, done.stdout.strip()) == (0, f"sriovd {__version__}"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, says), done.stderr
+    assert "usage" in run(sys.executable, "-I", moved, "--help").stdout

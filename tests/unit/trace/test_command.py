@@ -124,7 +124,7 @@ def test_a_command_line_that_makes_no_sense(
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage: python -m sriovd.trace" in capsys.readouterr().err
+    assert "usage: sriovd-trace" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "said"), [("--version", "trace format 1.0"), ("--help", "--follow")])
