@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from systemd import daemon as systemd_daemon
 
@@ -43,7 +43,9 @@ from sriovd.core.inventory import Change, FunctionChange
 from sriovd.core.jobs import Job, JobState
 from sriovd.core.lease.record import Lease
 from sriovd.core.messages import Message, announce
-from sriovd.core.trace.desk import Shelf, TraceDesk
+
+if TYPE_CHECKING:  # loaded when an owner gives a buffer
+    from sriovd.core.trace.desk import TraceDesk
 
 _log = logging.getLogger(__name__)
 
@@ -71,13 +73,20 @@ class Daemon:
         self._descriptors = Descriptors(
             self._engine.leases.owner_gone, keepsakes.keep_lease, keepsakes.drop_lease
         )
-        self._traces = TraceDesk(
-            self._engine.recorder,
-            self._engine.leases.vf_address,
-            Shelf(keepsakes.keep_trace, keepsakes.drop_trace, keepsakes.keep_ledger, keepsakes.drop_ledger),
-        )
+        self._traces: TraceDesk | None = None
         self._stream = OwnerStream(self._engine.leases, self._descriptors)
         self._stop = asyncio.Event()
+
+    def _trace_desk(self) -> TraceDesk:
+        """Who takes owners' buffers, from the first one on."""
+        if self._traces is None:
+            from sriovd.core.trace.desk import Shelf, TraceDesk
+
+            shelf = Shelf(
+                keepsakes.keep_trace, keepsakes.drop_trace, keepsakes.keep_ledger, keepsakes.drop_ledger
+            )
+            self._traces = TraceDesk(self._engine.recorder, self._engine.leases.vf_address, shelf)
+        return self._traces
 
     def stop(self) -> None:
         """Ask run() to end."""
@@ -155,7 +164,7 @@ class Daemon:
                 engine.inventory, engine.leases, engine.recovery, objects, authority, connection
             ).handlers(),
             **TraceVerbs(
-                engine.inventory, engine.leases, self._traces, engine.recorder, objects, authority
+                engine.inventory, engine.leases, self._trace_desk, engine.recorder, objects, authority
             ).handlers(),
             **ErrorDataVerbs(
                 engine.leases, engine.recovery.gate, objects, authority,
@@ -176,7 +185,8 @@ class Daemon:
 
         def end(lease: Lease) -> None:
             self._stream.close(lease)
-            self._traces.end(lease)
+            if self._traces is not None:
+                self._traces.end(lease)
             objects.drop_lease(lease)
             engine.policy.note_pf(lease.pf)  # what it was in the way of may be done now
 
@@ -186,7 +196,8 @@ class Daemon:
         """A kept descriptor of a lease that never came to be is closed: its number will be another's."""
         kept = keepsakes.take_descriptors()
         self._engine.take_up_leases(frozenset(kept.leases))
-        self._traces.restore(kept.traces, kept.ledger, self._engine.leases.get)
+        if kept.traces or kept.ledger is not None:
+            self._trace_desk().restore(kept.traces, kept.ledger, self._engine.leases.get)
         for number, own in kept.leases.items():
             lease = self._engine.leases.get(number)
             if lease is not None and lease.held_by_descriptor:

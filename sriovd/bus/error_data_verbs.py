@@ -20,7 +20,6 @@ from sriovd.bus.options import parse_options
 from sriovd.bus.pace import Pace, Pacer
 from sriovd.bus.polkit import Authority
 from sriovd.bus.replies import Options, parse_address, require_sight
-from sriovd.bus.sealed import seal
 from sriovd.bus.signature import Variant
 from sriovd.bus.wire import Fd
 from sriovd.core.errors import InvalidArgument
@@ -101,6 +100,8 @@ class ErrorDataVerbs:
 
     async def collect(self, caller: Caller, address: PciAddress, options: Options) -> tuple[Fd]:
         data = await self._make(caller, address, options)
+        from sriovd.bus.sealed import seal
+
         return (Fd(seal("sriovd-error-data", data)),)
 
     async def read(self, caller: Caller, address: PciAddress, options: Options) -> tuple[bytes]:

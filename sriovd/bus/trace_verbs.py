@@ -8,7 +8,7 @@ descriptor that comes with a call is only lent to core: it is closed after the c
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sriovd.bus.actions import LEASE, RECOVER
 from sriovd.bus.dispatch import Caller, Handler
@@ -21,11 +21,12 @@ from sriovd.core.inventory import Inventory
 from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.lease.pool import Place, place_of
 from sriovd.core.lease.record import Lease
-from sriovd.core.trace.buffer import Mode
-from sriovd.core.trace.desk import TraceDesk
 from sriovd.pci import PciAddress
 from sriovd.trace.names import name_error, name_member
 from sriovd.trace.record import Record, RecordType, Status
+
+if TYPE_CHECKING:  # loaded when an owner asks
+    from sriovd.core.trace.desk import TraceDesk
 
 Row = tuple[int, int, int, int, str, str, str, str, str, str]
 
@@ -50,7 +51,7 @@ class TraceVerbs:
         self,
         inventory: Inventory,
         leases: LeaseKeeper,
-        desk: TraceDesk,
+        desk: Callable[[], TraceDesk],
         tails: Tails,
         objects: Objects,
         authority: Authority,
@@ -87,15 +88,15 @@ class TraceVerbs:
 
     async def start(self, caller: Caller, vf: PciAddress, fd: int, options: Options) -> tuple[int, int]:
         given = parse_options(options, _START)
-        mode = _parse_mode(given.get("mode", Mode.OVERWRITE))
         lease = await self._require_own(caller, vf, given)
-        return self._desk.start(
-            lease, caller.uid, fd, mode,
+        return self._desk().start(
+            lease, caller.uid, fd, given.get("mode", "overwrite"),
             history=given.get("history", True), trusted=self._authority.trusts(caller),
         )  # fmt: skip
 
     async def stop(self, caller: Caller, vf: PciAddress, options: Options) -> tuple[()]:
-        self._desk.stop(await self._require_own(caller, vf, parse_options(options, _OWNER)))
+        lease = await self._require_own(caller, vf, parse_options(options, _OWNER))
+        self._desk().stop(lease)
         return ()
 
     async def read_tail(self, caller: Caller, vf: PciAddress, options: Options) -> tuple[list[Row]]:
@@ -125,14 +126,6 @@ class TraceVerbs:
         if function.virtual is None:
             raise InvalidArgument(f"{vf} is no VF, and only VFs are traced.")
         return place_of(function)
-
-
-def _parse_mode(text: str) -> Mode:
-    try:
-        return Mode(text)
-    except ValueError:
-        known = " or ".join(f"'{each}'" for each in Mode)
-        raise InvalidArgument(f"{text[:32]!r} is no way to fill a buffer.", f"Give {known}.") from None
 
 
 def _parse_types(names: Iterable[str]) -> frozenset[RecordType]:

@@ -95,11 +95,13 @@ class TraceDesk:
         self._ledger: Ledger | None = None  # made with the first trace
 
     def start(
-        self, lease: Lease, uid: int, fd: int, mode: Mode, *, history: bool, trusted: bool
+        self, lease: Lease, uid: int, fd: int, mode: str, *, history: bool, trusted: bool
     ) -> tuple[int, int]:
-        """Write the lease's trace into the memory `fd`, given by user `uid`; `trusted`: who may give any.
+        """Write the lease's trace into the memory `fd`, given by user `uid`; `mode`: as text; `trusted`: who
+        may give any.
         Returns the buffer's capacity in records, and the id of its next transaction. Raises InvalidArgument,
         InUse, PoolExhausted, BackendFailed."""
+        drops = _parse_mode(mode) is Mode.DROP
         if lease.number in self._traces:
             raise InUse(f"{lease} is being traced.", "Trace.Stop ends that.")
         given = read_donation(fd)
@@ -107,7 +109,7 @@ class TraceDesk:
         shares = [(trace.uid, len(trace.memory)) for trace in self._traces.values()]
         check_room(lease.uid, given.size_bytes, shares, trusted=trusted)
         following = self._recording.next_transaction(lease.number)
-        account = Account(lease.number, mode is Mode.DROP, given.file, following)
+        account = Account(lease.number, drops, given.file, following)
         trace = self._map(lease, fd, given, self._open_ledger().claim(account))
         self._begin(lease, trace)
         self._shelf.keep(lease.number, fd)
@@ -240,6 +242,14 @@ class TraceDesk:
 
     def _vf_of(self, lease: Lease) -> PciAddress:
         return self._find_vf(lease) or _NOWHERE
+
+
+def _parse_mode(text: str) -> Mode:
+    try:
+        return Mode(text)
+    except ValueError:
+        known = " or ".join(f"'{each}'" for each in Mode)
+        raise InvalidArgument(f"{text[:32]!r} is no way to fill a buffer.", f"Give {known}.") from None
 
 
 def _close_all(fds: Iterable[int]) -> None:

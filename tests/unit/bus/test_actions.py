@@ -208,7 +208,7 @@ class Service:
             **TraceVerbs(
                 engine.inventory,
                 engine.leases,
-                TraceDesk(engine.recorder, engine.leases.vf_address, Shelf()),
+                lambda: TraceDesk(engine.recorder, engine.leases.vf_address, Shelf()),
                 engine.recorder,
                 objects,
                 self.authority,

@@ -57,7 +57,9 @@ class Site:
         objects = Objects(tree, engine.inventory, engine.jobs, Shares())
         self.recorder = FakeRecorder()
         self.desk = TraceDesk(self.recorder, engine.leases.vf_address, Shelf())
-        verbs = TraceVerbs(engine.inventory, engine.leases, self.desk, self.recorder, objects, Rights())
+        verbs = TraceVerbs(
+            engine.inventory, engine.leases, lambda: self.desk, self.recorder, objects, Rights()
+        )
         self.handlers = verbs.handlers()
         self.memory = make_memfd()
 
