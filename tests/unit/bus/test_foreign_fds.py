@@ -232,7 +232,6 @@ def test_files_whose_server_does_not_answer(tmp_path: Path, closer: Closer) -> N
     try:
         with mounted(str(place)) as path:
             given = [os.open(path, os.O_RDWR) for _ in range(THREADS_AT_MOST + 1)]
-            before = len(open_fds())
             began = time.monotonic()
             ReceivedFds(given).close()
             closer.close(pipes(1))
