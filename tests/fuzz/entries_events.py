@@ -84,7 +84,8 @@ def _page(page: bytes) -> object:
 def _pages() -> tuple[bytes, ...]:
     records = [(number, record) for number, (_, _, record) in enumerate(_EVENTS, start=1)]
     mixed = pages.make_page(5, [*records, *reversed(records)])
-    return (mixed, *(pages.make_page(5, [each, each]) for each in records), pages.make_page(5))
+    late = pages.make_page(2**64 - 1, records)
+    return (mixed, late, *(pages.make_page(5, [each, each]) for each in records), pages.make_page(5))
 
 
 def _format(data: bytes) -> object:
@@ -109,7 +110,7 @@ def _join(event: DriverEvent | ErrorRecord) -> list[tuple[Place, Telling]]:
         layout.encode_record(
             Record(
                 telling.type, telling.direction, telling.status, pf, telling.operation, telling.arguments,
-                0, 1, 1, 1, 1,
+                0, telling.time_nsec, 1, 1, 1,
             )
         )  # fmt: skip
         _check_alone(telling.arguments, pf, index)
