@@ -12,6 +12,10 @@ from enum import StrEnum
 
 from sriovd.pci import PciAddress
 
+TEXT_LIMIT = 512
+"""Characters of a text; one that long may have been cut, and nobody knows whom the rest names. The kernel
+cuts longer lines only (kernel/printk/printk.c: PRINTKRB_RECORD_MAX)."""
+
 
 @dataclass(frozen=True, slots=True)
 class DriverMessage:

@@ -4,10 +4,10 @@ socket.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sriovd.bus.foreign_fds import close_foreign
 from sriovd.bus.signature import Value
 
 
@@ -61,9 +61,9 @@ class ReceivedFds:
         return number
 
     def close(self) -> None:
-        """Close what nobody has taken."""
-        while self._held:
-            os.close(self._held.pop())
+        """Close what nobody has taken; not before another thread does, for what may take its time."""
+        held, self._held = self._held, set()
+        close_foreign(held)
 
 
 @dataclass(frozen=True, slots=True)

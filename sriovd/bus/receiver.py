@@ -10,12 +10,12 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sriovd.bus.foreign_fds import can_receive, close_foreign
 from sriovd.bus.message import PROLOGUE_BYTES, MalformedMessage, Prologue, read_prologue
 
 CHUNK_BYTES = 64 << 10
@@ -43,7 +43,7 @@ class FdQueue:
         self._waiting: deque[int] = deque()
 
     def add(self, fds: list[int], truncated: bool) -> None:
-        """truncated: the kernel could not deliver all (RLIMIT_NOFILE); the gap is marked."""
+        """truncated: the kernel could not deliver all (RLIMIT_NOFILE), or was not to; the gap is marked."""
         self._waiting.extend(fds)
         if truncated:
             self._waiting.append(_LOST)
@@ -58,15 +58,13 @@ class FdQueue:
             taken.append(number)
         if len(taken) == count:
             return taken
-        for number in taken:
-            os.close(number)
+        close_foreign(taken)
         return None
 
     def close(self) -> None:
         """Close all that nobody took."""
-        while self._waiting:
-            if (number := self._waiting.popleft()) != _LOST:
-                os.close(number)
+        waiting, self._waiting = self._waiting, deque()
+        close_foreign(number for number in waiting if number != _LOST)
 
 
 class Receiver:
@@ -101,7 +99,8 @@ class Receiver:
 
     def _on_readable(self) -> None:
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(CHUNK_BYTES, _ANCILLARY_BYTES)
+            room = _ANCILLARY_BYTES if can_receive() else 0
+            data, ancillary, flags, _ = self._sock.recvmsg(CHUNK_BYTES, room, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -28,13 +28,13 @@ from tests.unit.core.recovery.samples import PF, TLP, make_bundle
 
 LINUX = "sriovd.backend.linux"
 _LAYOUT = parse_fields(pages.HEADER_PAGE)
-_FORMAT = parse_format(pages.AER_FORMAT)
+_FIELDS = parse_format(pages.AER_FORMAT).fields
 _WORDS = tuple(pages.word(kind, delta) for kind in (1, 9, 29, 30, 31) for delta in (0, 1, 1 << 26))
 
 
 def _page(page: bytes) -> object:
     records, lost = split_page(_LAYOUT, page)
-    return [to_record(_FORMAT, *record) for record in records], lost
+    return [to_record(_FIELDS, *record) for record in records], lost
 
 
 def _pages() -> tuple[bytes, ...]:
@@ -55,7 +55,7 @@ def _format(data: bytes) -> object:
     event = parse_format(data.decode("ascii"))
     names = ("common_type", "dev_name", "status", "severity", "tlp_header_valid", "tlp_header")
     if all(name in event.fields for name in names):
-        return to_record(event, 1, pages.make_record(str(PF), 0, 1, TLP))
+        return to_record(event.fields, 1, pages.make_record(str(PF), 0, 1, TLP))
     return None
 
 

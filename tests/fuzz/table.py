@@ -7,16 +7,27 @@ from collections.abc import Mapping
 from tests.fuzz import (
     entries_bus,
     entries_core,
+    entries_events,
     entries_host,
     entries_kernel,
     entries_records,
+    entries_tenants,
     entries_trace,
 )
 from tests.fuzz.entry import Entry
 
 TABLE: Mapping[str, Entry] = {
     entry.name: entry
-    for module in (entries_bus, entries_kernel, entries_core, entries_records, entries_host, entries_trace)
+    for module in (
+        entries_bus,
+        entries_kernel,
+        entries_events,
+        entries_core,
+        entries_records,
+        entries_tenants,
+        entries_host,
+        entries_trace,
+    )
     for entry in module.ENTRIES
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sriovd.backend.driver_events import DeviceReport, DriverEvent, MessagesLost, ReportSource
+from sriovd.backend.driver_events import TEXT_LIMIT, DeviceReport, DriverEvent, MessagesLost, ReportSource
 from sriovd.backend.linux.throttle import Throttle
 from sriovd.backend.linux.trace_reader import Fields, TraceEvent, TraceReader
 from sriovd.pci import AddressError, PciAddress
@@ -22,7 +22,6 @@ from sriovd.pci import AddressError, PciAddress
 _INSTANCE = "sriovd-devlink"
 _BUS = "pci"
 _SHOWN_BYTES = 32
-_TEXT_LIMIT = 512  # characters
 
 
 class DeviceReports(TraceReader[DeviceReport]):
@@ -68,7 +67,7 @@ def _make_report(
         address = PciAddress.parse(fields["dev_name"].read_text(data))
     except AddressError:
         return None
-    return DeviceReport(address, source, text[:_TEXT_LIMIT], time_nsec // 1000)
+    return DeviceReport(address, source, text[:TEXT_LIMIT], time_nsec // 1000)
 
 
 _HARDWARE = TraceEvent(

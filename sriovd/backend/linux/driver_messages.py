@@ -21,13 +21,12 @@ from typing import Any
 
 from systemd import journal
 
-from sriovd.backend.driver_events import DriverEvent, DriverMessage, MessagesLost
+from sriovd.backend.driver_events import TEXT_LIMIT, DriverEvent, DriverMessage, MessagesLost
 from sriovd.backend.linux.throttle import Throttle
 from sriovd.pci import AddressError, PciAddress
 
 _log = logging.getLogger(__name__)
 _BUS = "+pci:"  # before a PCI device's name in the kernel's DEVICE field
-_TEXT_LIMIT = 512  # characters that are told of a message
 _BATCH = 64  # messages in a turn
 _STEPS = 512  # in a turn, when they are only counted
 _PAUSE_SEC = 0.03  # after a turn that has not come to the end: some 2,000 messages a second are read
@@ -160,7 +159,7 @@ def to_message(field: Callable[[str], str], at_usec: int) -> DriverMessage | Non
     words = head.split(" ")
     begins = bool(colon) and len(words) in (2, 3) and words[1] == name
     driver, said = (words[0], rest) if begins else ("", text)
-    return DriverMessage(address, driver, said.strip()[:_TEXT_LIMIT], at_usec)
+    return DriverMessage(address, driver, said.strip()[:TEXT_LIMIT], at_usec)
 
 
 def _to_text(value: bytes | str) -> str:

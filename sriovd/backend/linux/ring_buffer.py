@@ -27,6 +27,7 @@ _COMMIT_MASK = (1 << 27) - 1
 _WORD_BYTES = 4
 _DELTA_BITS = 27
 _DELTA_MASK = (1 << _DELTA_BITS) - 1
+_TIME_MASK = (1 << 64) - 1
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _STAMP_BITS = _DELTA_BITS + 32  # what an absolute time has; those above are the page's
 
@@ -98,7 +99,8 @@ def split_page(layout: Mapping[str, Field], page: bytes) -> tuple[list[tuple[int
     end = begin + (commit & _COMMIT_MASK)
     if end > len(page):
         raise ValueError(f"a page of {len(page)} bytes claims {end}")
-    return list(_walk(page[:end], begin, time_nsec)), bool(commit & _MISSED_EVENTS)
+    records = [(time & _TIME_MASK, data) for time, data in _walk(page[:end], begin, time_nsec)]
+    return records, bool(commit & _MISSED_EVENTS)
 
 
 def _walk(page: bytes, at: int, time_nsec: int) -> Iterator[tuple[int, bytes]]:

@@ -14,14 +14,18 @@ from sriovd.pci_registers import CapabilityId, Msix, MsixControl
 _BARS = 6
 _IO, _PREFETCH, _MEM_64 = 0x100, 0x2000, 0x100000  # IORESOURCE_*
 _TABLE_BAR = 0x7
+_ADDRESSES = 1 << 64
 
 
 def read_bars(text: str) -> dict[str, Value]:
-    """Size in bytes and kind of each BAR that there is. `text`: lines of start, end and flags."""
+    """Size in bytes and kind of each BAR that there is. `text`: lines of start, end and flags. Raises
+    ValueError."""
     shown: dict[str, Value] = {}
     for number, line in enumerate(text.splitlines()[:_BARS]):
         start, end, flags = (int(word, 16) for word in line.split())
         if flags:
+            if not 0 <= start <= end < _ADDRESSES:
+                raise ValueError(f"a BAR from {start:#x} to {end:#x}")
             shown[f"bar{number}-bytes"] = end - start + 1
             shown[f"bar{number}-kind"] = _name_kind(flags)
     return shown

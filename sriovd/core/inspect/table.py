@@ -40,8 +40,14 @@ async def show_resources(subject: Subject, site: Site) -> Shown:
     step = Step(Verb.READ_RESOURCES, subject.address)
     config = read_config_step(subject.address, LEGACY_CONFIG_BYTES)
     result = await site.read(subject, "resources", step, config)
+    try:
+        bars = read_bars(result.value(Verb.READ_RESOURCES) or "")
+    except ValueError as error:
+        raise BackendFailed(
+            "The kernel's list of its BARs makes no sense."
+        ) from error  # which has addresses
     shown: dict[str, Value] = {
-        **read_bars(result.value(Verb.READ_RESOURCES) or ""),
+        **bars,
         **read_msix(bytes.fromhex(result.value(Verb.READ_CONFIG) or "")),
         "numa-node": facts.numa_node,
     }

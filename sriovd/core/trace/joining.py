@@ -3,7 +3,7 @@
 Rule: default deny. An event belongs to a VF when the kernel's own fields say so, or when it is about its PF
 and the PF's driver has written exactly one VF's number into it, in the one form in which that driver numbers
 VFs from 0. What names another VF, several, or another function's address belongs to nobody: a trace is read
-by a tenant, who learns nothing of his neighbours.
+by a tenant, who learns nothing of his neighbours. Nor has a text whose end may be missing an owner.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, LinkChanged, Severity, Uevent
 from sriovd.backend.driver_events import (
+    TEXT_LIMIT,
     DeviceReport,
     DriverEvent,
     DriverMessage,
@@ -84,10 +85,10 @@ def join(event: KernelEvent, host: Neighbourhood) -> list[tuple[Place, Telling]]
         return []
     place = host.place_of(event.address)
     own = [] if place is None else [place]
-    if isinstance(event, DriverMessage):
-        places = _find_own(event, own) or _find_named(event, host)
+    if isinstance(event, DriverMessage | DeviceReport):
+        places = [] if len(event.text) >= TEXT_LIMIT else _find_own(event, own) or _find_named(event, host)
         return [(each, describe(event)) for each in places]
-    if isinstance(event, Uevent | DeviceReport | MailboxMessage) or own:
+    if isinstance(event, Uevent | MailboxMessage) or own:
         return [(each, describe(event)) for each in own]
     # What befalls one of an adapter's PFs befalls all. Of a PF's lost messages nobody knows whom they named.
     pfs = host.pfs_beside(event.address) if isinstance(event, ErrorRecord) else (event.address,)
@@ -95,7 +96,7 @@ def join(event: KernelEvent, host: Neighbourhood) -> list[tuple[Place, Telling]]
     return [((pf, index), telling) for pf in pfs for index in sorted(host.vfs_of(pf))]
 
 
-def _find_own(message: DriverMessage, own: list[Place]) -> list[Place]:
+def _find_own(message: DriverMessage | DeviceReport, own: list[Place]) -> list[Place]:
     """The VF that the message is about, unless its text has another's number or address."""
     known = {message.address, *(pf for pf, _ in own)}
     numbers = {int(number) for number in _ANY_NUMBER.findall(message.text)}
@@ -103,10 +104,10 @@ def _find_own(message: DriverMessage, own: list[Place]) -> list[Place]:
     return own if is_alone else []
 
 
-def _find_named(message: DriverMessage, host: Neighbourhood) -> list[Place]:
-    """The VF that its PF's driver names."""
+def _find_named(message: DriverMessage | DeviceReport, host: Neighbourhood) -> list[Place]:
+    """The VF that its PF's driver names; reports have no form that is known."""
     pf = message.address
-    if not message.driver or host.pf_driver_of(pf) != message.driver:
+    if isinstance(message, DeviceReport) or not message.driver or host.pf_driver_of(pf) != message.driver:
         return []
     index, vfs = find_index(message.driver, message.text), host.vfs_of(pf)
     if index is None or index not in vfs:

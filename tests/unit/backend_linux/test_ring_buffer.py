@@ -77,3 +77,10 @@ def test_no_page_does_more_harm_than_a_refusal(data: bytes, size: int) -> None:
     except ValueError:
         return
     assert sum(len(record) for _, record in records) <= len(data)
+
+
+def test_time_has_64_bits_as_the_kernels_has() -> None:
+    """Else a record of it could not be written to anybody's buffer."""
+    page = make_page(2**64 - 1, [(3, b"aaaa")], raw=word(TIME_EXTEND) + word(2**27 - 1) + word(1) + b"bbbb")
+    records, _ = split_page(LAYOUT, page)
+    assert [time_nsec for time_nsec, _ in records] == [2, 2 + ((2**27 - 1) << 27)]

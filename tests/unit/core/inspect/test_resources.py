@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sriovd.core.errors import BackendFailed
 from sriovd.core.inspect.resources import read_bars, read_msix
+from sriovd.core.inspect.site import Site, Subject
+from sriovd.core.inspect.table import show_resources
 from tests.unit.core.recovery.samples import VF, load_configs
 
 IGB_VF = """\
@@ -35,3 +43,17 @@ def test_vectors_of_a_real_vf() -> None:
 @given(st.binary(max_size=256))
 def test_any_bytes_are_read(config: bytes) -> None:
     assert read_msix(config)["msix-vectors"] in range(2049)
+
+
+@pytest.mark.parametrize(
+    "text", ["0xfe800000", "0x1000 0x1fff 0xfe\x00", "0x2000 0x1fff 0x40200", "0 -1 200"]
+)
+def test_a_list_of_bars_that_makes_no_sense_is_a_failure_without_addresses(text: str) -> None:
+    async def read(*_given: object) -> object:
+        return SimpleNamespace(value=lambda _verb: text)
+
+    facts = SimpleNamespace(numa_node=0, iommu_group=None)
+    site = SimpleNamespace(read=read, vf=lambda _subject: SimpleNamespace(facts=facts))
+    with pytest.raises(BackendFailed) as refused:
+        asyncio.run(show_resources(Subject(VF, (VF, 0)), cast(Site, site)))
+    assert str(refused.value) == "The kernel's list of its BARs makes no sense."

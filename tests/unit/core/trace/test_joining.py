@@ -16,6 +16,7 @@ from sriovd.backend.base import (
     UeventAction,
 )
 from sriovd.backend.driver_events import (
+    TEXT_LIMIT,
     DeviceReport,
     DriverMessage,
     MailboxMessage,
@@ -197,6 +198,21 @@ def test_uevents_reports_and_mailbox_commands_are_told_by_address_alone() -> Non
     ]
     assert places_of(Uevent(UeventAction.CHANGE, PF)) == []
     assert places_of(DeviceReport(PF, ReportSource.HEALTH, "fw: VF 1 is unwell", 5)) == []
+
+
+@pytest.mark.parametrize("other", ["VF 2", str(VFS[2]), "01:10.4"])
+def test_a_report_that_names_another_belongs_to_nobody(other: str) -> None:
+    assert places_of(DeviceReport(VFS[1], ReportSource.HEALTH, f"fw: unlike {other}", 5)) == []
+
+
+@pytest.mark.parametrize(("whole", "cut"), [("VF 12", 4), (f"VF 1 at {VFS[3]}", 15)])
+def test_a_text_whose_end_is_missing_belongs_to_nobody(whole: str, cut: int) -> None:
+    """Else "VF 12" would become VF 1's, and its owner read half of another's address."""
+    filler = "x" * (TEXT_LIMIT - cut - 1)
+    assert places_of(say(f"{filler[1:]} {whole[:cut]}")) == [(PF, 1)]
+    assert places_of(say(f"{filler} {whole[:cut]}")) == []
+    assert places_of(say(f"{filler}+{whole[:cut]}"[-TEXT_LIMIT:], VFS[1], "vfio-pci")) == []
+    assert places_of(DeviceReport(VFS[1], ReportSource.HEALTH, f"{filler} {whole[:cut]}", 5)) == []
 
 
 def test_an_error_of_a_vf_is_told_with_all_that_was_logged() -> None:
