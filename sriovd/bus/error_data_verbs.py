@@ -23,8 +23,6 @@ from sriovd.bus.replies import Options, parse_address, require_sight
 from sriovd.bus.signature import Variant
 from sriovd.bus.wire import Fd
 from sriovd.core.errors import InvalidArgument
-from sriovd.core.inspect.site import Subject
-from sriovd.core.inspect.vocabulary import Value
 from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.recovery.gate import Gate
 from sriovd.pci import PciAddress
@@ -32,6 +30,8 @@ from sriovd.pci import PciAddress
 if TYPE_CHECKING:  # loaded when somebody asks
     from sriovd.core.error_data.error_data import ErrorData
     from sriovd.core.inspect.inspector import Inspector
+    from sriovd.core.inspect.site import Subject
+    from sriovd.core.inspect.vocabulary import Value
 
 READ_BYTES = 64 << 10  # as an array, which every part of the bus copies
 _INSPECTIONS = Pace("inspections", 20, 4.0)
@@ -130,6 +130,8 @@ class ErrorDataVerbs:
     async def _admit(self, caller: Caller, address: PciAddress, owner: str) -> Subject:
         """The VF that the caller may know of. Raises NotAuthorized; NotOwner for who names an owner;
         NoSuchFunction for who does not see it, InvalidArgument."""
+        from sriovd.core.inspect.site import Subject
+
         await self._authority.check(caller, LEASE if owner else RECOVER, {"address": str(address)})
         if owner:
             trusted = self._authority.trusts(caller)

@@ -26,7 +26,6 @@ from sriovd.core.creator import Creator
 from sriovd.core.errors import SriovdError
 from sriovd.core.execute import Executor
 from sriovd.core.identities import Identities
-from sriovd.core.inspect.site import Site as InspectionSite
 from sriovd.core.inventory import Change, FunctionChange, Inventory
 from sriovd.core.jobs import JobRegistry
 from sriovd.core.kernel_errors import raise_first_failure
@@ -51,6 +50,7 @@ from sriovd.pci import PciAddress
 if TYPE_CHECKING:  # loaded when an owner asks
     from sriovd.core.error_data.error_data import ErrorData
     from sriovd.core.inspect.inspector import Inspector
+    from sriovd.core.inspect.site import Site as InspectionSite
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ class Engine:
 
     @cached_property
     def _inspection_site(self) -> InspectionSite:
+        from sriovd.core.inspect.site import Site as InspectionSite
+
         return InspectionSite(
             self.backend, self.inventory, self.executor, self.configurer, self.recovery.gate, self.recovery,
             self.recorder.tail, self.backend.read_counters,

@@ -16,10 +16,9 @@ from collections.abc import Callable
 
 from sriovd.backend.driver_events import TEXT_LIMIT, DeviceReport, DriverEvent, MessagesLost, ReportSource
 from sriovd.backend.linux.throttle import Throttle
-from sriovd.backend.linux.trace_reader import Fields, TraceEvent, TraceReader
+from sriovd.backend.linux.trace_reader import DEVLINK_INSTANCE, Fields, TraceEvent, TraceReader
 from sriovd.pci import AddressError, PciAddress
 
-_INSTANCE = "sriovd-devlink"
 _BUS = "pci"
 _SHOWN_BYTES = 32
 
@@ -30,7 +29,7 @@ class DeviceReports(TraceReader[DeviceReport]):
     def __init__(self, put: Callable[[DriverEvent], None], root: str) -> None:
         self._throttle = Throttle(put)
         super().__init__(
-            root, _INSTANCE, "devlink", (_HARDWARE, _HEALTH), self._throttle.take,
+            root, DEVLINK_INSTANCE, "devlink", (_HARDWARE, _HEALTH), self._throttle.take,
             lambda _: put(MessagesLost(None, 0, time.monotonic_ns() // 1000)),
         )  # fmt: skip
 

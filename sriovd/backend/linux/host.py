@@ -11,6 +11,8 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sriovd.backend.base import (
     DriverState,
@@ -21,8 +23,6 @@ from sriovd.backend.base import (
     Leftover,
     Severity,
 )
-from sriovd.backend.linux.device_reports import DeviceReports
-from sriovd.backend.linux.driver_messages import DriverMessages
 from sriovd.backend.linux.error_records import ErrorRecords
 from sriovd.backend.linux.handover import ROOT_UID, give_node
 from sriovd.backend.linux.helpers import HelperPool
@@ -31,10 +31,15 @@ from sriovd.backend.linux.kernel_log import read_kernel_log
 from sriovd.backend.linux.links import LinkMonitor
 from sriovd.backend.linux.modules import ModuleCatalog
 from sriovd.backend.linux.runs import ScriptRun
+from sriovd.backend.linux.trace_reader import DEVLINK_INSTANCE, discard_instance
 from sriovd.backend.linux.uevents import RECEIVE_BUFFER_BYTES, UeventMonitor
 from sriovd.backend.steps import ChainResult, Script
 from sriovd.backend.sysfs import SysfsReader
 from sriovd.pci import PciAddress
+
+if TYPE_CHECKING:  # loaded when somebody listens
+    from sriovd.backend.linux.device_reports import DeviceReports
+    from sriovd.backend.linux.driver_messages import DriverMessages
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +69,6 @@ class LinuxBackend:
         self._monitor = UeventMonitor(receive_buffer_bytes, before_recovery=self._tell_errors)
         self._records = ErrorRecords(self._monitor.put, self._reader.root)
         self._links = LinkMonitor(self._monitor.put, self._reader.is_function)
-        self._messages = DriverMessages(self._monitor.put, self._reader.is_function)
-        self._reports = DeviceReports(self._monitor.put, self._reader.root)
         self._listening = False
 
     @property
@@ -88,7 +91,7 @@ class LinuxBackend:
         self._monitor.start()
         self._links.start()
         self._records.start()
-        self._reports.discard()  # a daemon that was killed has left it
+        discard_instance(self._reader.root, DEVLINK_INSTANCE)  # a daemon that was killed has left it
         self._helpers.start()
 
     async def stop(self) -> None:
@@ -109,11 +112,19 @@ class LinuxBackend:
         self._monitor.defer(deferred)
         self._links.defer(deferred)
 
+    @cached_property
+    def _drivers(self) -> tuple[DriverMessages, DeviceReports]:
+        from sriovd.backend.linux.device_reports import DeviceReports
+        from sriovd.backend.linux.driver_messages import DriverMessages
+
+        put, reader = self._monitor.put, self._reader
+        return DriverMessages(put, reader.is_function), DeviceReports(put, reader.root)
+
     def listen_to_drivers(self, wanted: bool) -> None:
         """Follow the journal and devlink's tracepoints, or no more."""
         if wanted is not self._listening:
             self._listening = wanted
-            for source in (self._messages, self._reports):
+            for source in self._drivers:
                 (source.start if wanted else source.stop)()
 
     def list_functions(self) -> Sequence[PciAddress]:

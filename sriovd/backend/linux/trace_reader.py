@@ -23,6 +23,7 @@ Fields = Mapping[str, Field]
 
 _log = logging.getLogger(__name__)
 _TRACING = "kernel/tracing"
+DEVLINK_INSTANCE = "sriovd-devlink"
 # Documentation/trace/ftrace.rst. The buffer holds some 500 records for each CPU, and would have megabytes;
 # with another buffer_percent nobody is woken up before that much of it is full.
 _SETTINGS = {"buffer_size_kb": "64", "trace_clock": "mono", "buffer_percent": "0", "tracing_on": "1"}
@@ -101,9 +102,8 @@ class TraceReader(Generic[T]):
         self._poll = select.poll()
 
     def discard(self) -> None:
-        """Let the kernel record no more, and forget what it has; one that is not there is fine."""
-        with suppress(OSError):
-            os.rmdir(self._instance)
+        """Let the kernel record no more, and forget what it has."""
+        _discard(self._instance)
 
     def drain(self) -> None:
         """Tell every record that is there. Never waits, and looks at the buffers of all CPUs at once."""
@@ -162,6 +162,17 @@ class TraceReader(Generic[T]):
             self._buffers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         for event in self._events:
             _set(f"{self._instance}/events/{event.path}/enable", "1")
+
+
+def discard_instance(root: str, name: str) -> None:
+    """Let the kernel record no more in that instance, and forget what it has; one that is not there is
+    fine."""
+    _discard(f"{root}/{_TRACING}/instances/{name}")
+
+
+def _discard(instance: str) -> None:
+    with suppress(OSError):
+        os.rmdir(instance)
 
 
 def _demand(fields: Fields, names: tuple[str, ...]) -> None:
