@@ -86,7 +86,8 @@ class Stream:
         """As put, by that transaction."""
         cause = transaction
         while cause is not None and self not in cause.touched:  # for their ends
-            cause.touched[self] = None
+            if not cause.is_over:
+                cause.touched[self] = None
             cause = cause.parent
         self._take((time.monotonic_ns(), transaction, what))
 
@@ -172,10 +173,18 @@ class Stream:
             parent = transaction.parent.branches[self].number
         transaction.branches[self] = Branch(self.next_id, parent)
         direction = Direction.FROM_OWNER if self in transaction.spoken_for else Direction.NONE
-        status = Status.OK if transaction.is_over else Status.BEGUN
-        requester = f"for {transaction.requester}"
+        status = Status.BEGUN if self in transaction.touched else Status.OK
+        requester = f"for {transaction.requester}" if self._is_the_owners(transaction) else ""
         note = Note(RecordType.BEGIN, direction, status, transaction.operation, requester)
         yield self._record(transaction.began_nsec, note, parent)
+
+    def _is_the_owners(self, transaction: Transaction) -> bool:
+        """Whether he has asked for it, or for what has caused it. Who asks for anything else is not told."""
+        while self not in transaction.spoken_for:
+            if transaction.parent is None:
+                return False
+            transaction = transaction.parent
+        return True
 
     def _end(self, time_nsec: int, transaction: Transaction, error: BaseException | None) -> Record:
         """What an error says is the owner's to read only when he asked."""

@@ -88,6 +88,28 @@ def test_what_an_error_says_is_told_to_who_asked_only() -> None:
     assert status_of(RuntimeError("x")) is Status.FAILED
 
 
+def test_who_asks_is_told_where_the_owner_has_asked_only() -> None:
+    stream = make_stream()
+    with transaction("SetNumVFs", "uid 0 (:1.5)"), transaction("Apply", "bob (uid 8)"):
+        stream.put(make_note())
+    with transaction("Release", "uid 7 (:1.7)") as call, transaction("CleanLease", "alice (uid 7)"):
+        call.spoken_for.add(stream)
+        stream.put(make_note())
+    begun = {each.operation: each.arguments for each in stream.read() if each.type is RecordType.BEGIN}
+    assert (begun["SetNumVFs"], begun["Apply"]) == ("", "")
+    assert (begun["Release"], begun["CleanLease"]) == ("for uid 7 (:1.7)", "for alice (uid 7)")
+
+
+def test_a_transaction_has_begun_where_its_end_follows_whenever_that_is_read() -> None:
+    streams = make_stream(), make_stream()
+    streams[0].sink = Sink()
+    for stream in streams:
+        with transaction("Reset", "x"):
+            stream.put(make_note())
+    told, read = (find(stream.read(), "Reset").status for stream in streams)
+    assert told is read is Status.BEGUN
+
+
 def test_what_follows_an_error_hangs_below_the_freeze_until_the_vf_is_online() -> None:
     stream = make_stream()
     stream.put(make_note("lease", Mark.LEASE))
