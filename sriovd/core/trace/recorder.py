@@ -148,6 +148,7 @@ class Recorder:
             return
         self._let_go(number, trace.stream)
         if place is not None and self._address_of(place) is None:
+            self._forget_away(place)
             del self._traces[place]
             return
         trace.before, trace.stream, trace.lease = trace.stream, self._make(trace.stream.vf), 0
@@ -210,11 +211,15 @@ class Recorder:
         if trace is not None:
             trace.stream.vf = vf
             self._at[vf] = trace.stream
-            self._away = {address: where for address, where in self._away.items() if where != place}
+            self._forget_away(place)
         elif early is not None:
             early.keep(self._share())
             self._traces[place] = _Trace(early)
             self._at[vf] = early
+
+    def _forget_away(self, place: Place) -> None:
+        """It is back, maybe at another address, or nobody waits for it."""
+        self._away = {address: where for address, where in self._away.items() if where != place}
 
     def _note_gone(self, vf: PciAddress, place: Place) -> None:
         trace = self._traces.get(place)

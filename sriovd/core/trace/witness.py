@@ -26,6 +26,7 @@ _MARKS = {
     VfState.FROZEN_OWN: Mark.INCIDENT,
     VfState.FROZEN_PROPAGATED: Mark.INCIDENT,
     VfState.ONLINE: Mark.END_OF_INCIDENT,
+    VfState.REMOVED: Mark.END_OF_INCIDENT,  # one that is made again begins anew
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from sriovd.backend.base import Fault, Severity
 from sriovd.backend.vf_attributes import VfAttributes
 from sriovd.core import scripts
-from sriovd.core.errors import LockedOut, NotOwner
+from sriovd.core.errors import LockedOut, NotOwner, SriovdError
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.record import LeaseState
 from sriovd.core.lifecycle import CountOptions
@@ -218,6 +218,44 @@ async def test_the_trace_of_a_lease_whose_vf_is_away_goes_on_when_it_is_back(tmp
         await host.until_state(lease.number, LeaseState.ACTIVE)
         assert {"bind", "hand-over"} <= {*operations(sink.written)}
         assert sink.written[-1].vf == VF0
+
+
+@on_host
+async def test_nobody_waits_for_a_vf_whose_lease_ended_while_it_was_away(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        lease = await host.lend()
+        host.backend.kernel.write(f"bus/pci/devices/{IGB}/sriov_numvfs", "0")
+        await host.until_state(lease.number, LeaseState.ABSENT)
+        recorder = host.engine.recorder
+        assert recorder._place_of(VF0) == (IGB, 0)
+        await host.leases.release(lease.number, force=False)
+        assert recorder._place_of(VF0) is None
+
+
+@on_host
+async def test_an_incident_is_over_when_its_vf_is_gone(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        lease = await host.lend()
+        await host.engine.take_up_recovery()
+        recovery, recorder = host.engine.recovery, host.engine.recorder
+        host.backend.inject_fault(Fault("rescan-port", hang=True))
+        host.backend.inject_fault(Fault("rescan-bus", hang=True))
+        host.backend.inject_error(IGB, Severity.FATAL, FATAL, ())
+        await until(lambda: recovery.vf_standing(VF0).state == "locked-out")
+        assert recorder._traces[IGB, 0].stream.read() and recorder._traces[IGB, 0].stream._incident
+        host.backend.unplug(IGB)
+        await until(lambda: operations(recorder.tail((IGB, 0), lease.number))[-1] == "removed")
+        assert not recorder._traces[IGB, 0].stream._incident
+
+
+@on_host
+async def test_an_owner_is_not_told_which_operator_has_frozen_his_vf(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        await host.engine.take_up_recovery()
+        host.engine.recovery.recover(VF0, "uid 0 (:1.5)")
+        with pytest.raises(SriovdError, match="an operator asked for it") as refused:
+            await host.engine.executor.run(str(IGB.slot), scripts.reset_script(VF0))
+        assert "uid" not in str(refused.value)
 
 
 @on_host
