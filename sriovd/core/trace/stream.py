@@ -41,7 +41,12 @@ class Sink(Protocol):
 
 
 class _End(NamedTuple):
-    error: BaseException | None
+    """What is told of the error that a transaction ended by; not the error, which holds all that was on the
+    way of it."""
+
+    status: Status
+    name: str
+    message: str
 
 
 What = ChainResult | Note | Uevent | ErrorRecord | None
@@ -93,7 +98,20 @@ class Stream:
 
     def put_end(self, transaction: Transaction, error: BaseException | None) -> None:
         """A transaction of which something is here has ended."""
-        self._take((time.monotonic_ns(), transaction, _End(error)))
+        name = type(error).__name__ if error is not None else ""
+        message = error.message if isinstance(error, errors.SriovdError) else ""
+        self._take((time.monotonic_ns(), transaction, _End(status_of(error), name, message)))
+
+    def adopt(self, early: Stream) -> None:
+        """What was told of the VF before it was known that it is this one; nobody has read it."""
+        for entry in early._entries:
+            cause = entry[1]
+            while cause is not None:
+                if early in cause.touched:
+                    del cause.touched[early]
+                    cause.touched[self] = None
+                cause = cause.parent
+            self._take(entry)
 
     def _take(self, entry: _Entry) -> None:
         if self.sink is not None:
@@ -137,8 +155,8 @@ class Stream:
                 yield from self._list_steps(time_nsec, what, parent)
             case Note():
                 yield self._note(what.time_nsec or time_nsec, what, parent)
-            case _End(error) if transaction is not None:
-                yield self._end(time_nsec, transaction, error)
+            case _End() if transaction is not None:
+                yield self._end(time_nsec, transaction, what)
             case Uevent() | ErrorRecord():
                 note = note_telling(describe(what))
                 yield self._note(note.time_nsec or time_nsec, note, parent)
@@ -186,15 +204,13 @@ class Stream:
             transaction = transaction.parent
         return True
 
-    def _end(self, time_nsec: int, transaction: Transaction, error: BaseException | None) -> Record:
+    def _end(self, time_nsec: int, transaction: Transaction, end: _End) -> Record:
         """What an error says is the owner's to read only when he asked."""
         own = self in transaction.spoken_for
-        text = type(error).__name__ if error is not None else ""
-        if own and isinstance(error, errors.SriovdError):
-            text = f"{text}: {error.message}"
+        text = f"{end.name}: {end.message}" if own and end.message else end.name
         branch = transaction.branches[self]
         return Record(
-            RecordType.END, Direction.TO_OWNER if own else Direction.NONE, status_of(error), self.vf,
+            RecordType.END, Direction.TO_OWNER if own else Direction.NONE, end.status, self.vf,
             transaction.operation, text, 0, time_nsec, time_nsec - transaction.began_nsec, *branch,
         )  # fmt: skip
 

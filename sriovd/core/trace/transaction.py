@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from sriovd.core.trace.guard import guarded
+
 
 class Trace(Protocol):
     """Where a transaction has left something: core/trace/stream.py."""
@@ -74,4 +76,4 @@ def transaction(operation: str, requester: str) -> Iterator[Transaction]:
 def _end(over: Transaction, error: BaseException | None) -> None:
     over.is_over = True
     for trace in over.touched:
-        trace.put_end(over, error)
+        guarded(trace.put_end)(over, error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -187,6 +189,34 @@ def test_ids_rise_by_one_and_causes_come_first_whenever_it_is_read(kinds: list[s
         assert record.parent in known or place == 0
         assert record.type is not RecordType.END or record.transaction in known
     assert stream.sink is None or sink.written == records
+
+
+def test_what_was_told_before_the_vf_was_known_ends_with_the_rest() -> None:
+    early, stream = make_stream(), make_stream()
+    stream.put(make_note("first"))
+    with transaction("SetNumVFs", "x"), transaction("Apply", "x"):
+        early.put(make_note("bind"))
+        stream.adopt(early)
+    records = stream.read()
+    told = [(each.type, each.operation) for each in records]
+    assert told[1:] == [
+        (RecordType.NOTE, "first"), (RecordType.BEGIN, "SetNumVFs"), (RecordType.BEGIN, "Apply"),
+        (RecordType.NOTE, "bind"), (RecordType.END, "Apply"), (RecordType.END, "SetNumVFs"),
+    ]  # fmt: skip
+
+
+def test_an_error_is_told_and_not_kept() -> None:
+    """It holds the frames that it came through, and all that is in them."""
+    stream = make_stream()
+    try:
+        with transaction("Unfreeze", "x"):
+            stream.put(None)
+            raise LockedOut("not yet")
+    except LockedOut as error:
+        kept = weakref.ref(error)
+    gc.collect()
+    assert kept() is None
+    assert stream.read()[-1].arguments == "LockedOut"
 
 
 def test_the_oldest_are_dropped_and_counted() -> None:
