@@ -122,19 +122,22 @@ class TraceWitness:
 
     def _check_discretion(self, lease: Lease, records: Sequence[Record]) -> None:
         place = lease.pf, lease.index
-        own = {lease.name, f"uid {lease.uid}", f":1.{lease.uid}"}
         for record in records:
-            text = f"{record.operation} {record.arguments}"
-            if others := set(_PEOPLE.findall(text)) - own:
-                self._break(f"{lease} of {lease.name} is told of {others}: {record}")
-            homes = {str(home) for home in (lease.pf, _NOWHERE, *self._homes.get(place, ()))}
-            if others := set(_ADDRESS.findall(text)) - homes:
-                self._break(f"{lease} is told of {others}: {record}")
+            self.check_told(lease, f"{record.operation} {record.arguments}")
             if record.vf not in self._homes.get(place, ()) and record.vf.bus:
                 self._break(f"{lease} is told as of another VF: {record}")
             since = self._since_nsec.get(place, 0)
             if record.time_nsec < since and record.type is not RecordType.BEGIN:
                 self._break(f"{lease} is told of a time {since - record.time_nsec} ns before: {record}")
+
+    def check_told(self, lease: Lease, text: str) -> None:
+        """What an owner is told names nobody else."""
+        own = {lease.name, f"uid {lease.uid}", f":1.{lease.uid}"}
+        homes = self._homes.get((lease.pf, lease.index), ())
+        known = {str(address) for address in (lease.pf, _NOWHERE, *homes)}
+        others = (set(_PEOPLE.findall(text)) - own) | (set(_ADDRESS.findall(text)) - known)
+        if others:
+            self._break(f"{lease} of {lease.name} is told of {others}: {text}")
 
     def _check_sink(self, lease: Lease, records: Sequence[Record]) -> None:
         sink = self.sinks.get(lease.number)
@@ -245,12 +248,16 @@ class TraceWalk(Walk):
         if vf is None:
             return
         subject = Subject(vf, (lease.pf, lease.index), lease.number, lease.begun_usec)
-        what = self._dice.choice(("registers", "driver", "recovery"))
+        what = self._dice.choice(("registers", "driver", "recovery", ""))
 
         async def ask() -> None:
             with self._as_owner(lease, "Inspect"):
                 self.engine.leases.require_own_at(vf, lease.uid, lease.name)
-                await self.engine.inspector.inspect(subject, what)
+                if what:
+                    told: object = await self.engine.inspector.inspect(subject, what)
+                else:
+                    told = await self.engine.error_data.collect(subject)
+                self.traces.check_told(lease, str(told))
 
         self._start(ask)
 

@@ -139,11 +139,11 @@ class Recorder:
         """The PE of the VF there, or of its adapter, has come to that state."""
         self._put(place, Note(RecordType.RECOVERY, Direction.TO_OWNER, Status.OK, state, cause, mark=mark))
 
-    def note_adapter(self, slot: str, state: str, mark: Mark | None) -> None:
+    def note_adapter(self, slot: str, state: str, mark_of: Callable[[Place], Mark | None]) -> None:
         """The PE of the adapter in that slot has come to that state: its VFs' owners are told."""
         for place in self._leased.values():
             if str(place[0].slot) == slot:
-                self.note_pe(place, f"adapter-{state}", "", mark)
+                self.note_pe(place, f"adapter-{state}", "", mark_of(place))
 
     # Leases.
 

@@ -254,6 +254,20 @@ async def test_an_incident_is_over_when_its_vf_is_gone(tmp_path: Path) -> None:
 
 
 @on_host
+async def test_the_incident_of_a_vf_that_is_away_ends_with_its_adapters(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        lease = await host.lend()
+        host.backend.kernel.write(f"bus/pci/devices/{IGB}/sriov_numvfs", "0")
+        await host.until_state(lease.number, LeaseState.ABSENT)
+        await host.engine.take_up_recovery()
+        host.backend.inject_error(IGB, Severity.FATAL, FATAL, ())
+        recorder = host.engine.recorder
+        await until(lambda: "adapter-online" in operations(recorder.tail((IGB, 0), lease.number)))
+        assert "adapter-frozen" in operations(recorder.tail((IGB, 0), lease.number))
+        assert not recorder._traces[IGB, 0].stream._incident
+
+
+@on_host
 async def test_an_owner_is_not_told_which_operator_has_frozen_his_vf(tmp_path: Path) -> None:
     async with world(tmp_path, vfs=1) as host:
         await host.engine.take_up_recovery()
