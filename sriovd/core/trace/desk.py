@@ -110,11 +110,11 @@ class TraceDesk:
         account = Account(lease.number, mode is Mode.DROP, given.file, following)
         trace = self._map(lease, fd, given, self._open_ledger().claim(account))
         self._begin(lease, trace)
-        self._shelf.keep(lease.number, fd)
         try:
+            self._shelf.keep(lease.number, fd)
             self._recording.attach(lease.number, trace.writer, history)
         except BaseException:
-            self._let_go(lease.number)
+            self.end(lease)
             raise
         return trace.writer.capacity, self._recording.next_transaction(lease.number)
 

@@ -6,7 +6,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,20 @@ def test_the_past_is_written_first_if_asked(site: Site, memory: int) -> None:
     site.start(1, memory, history=False)
     header, records = read(memory)
     assert (records, header.next_transaction) == ([], 6)
+
+
+def test_a_buffer_that_cannot_be_kept_is_let_go(
+    site: Site, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_number: int, _fd: int) -> None:
+        raise OSError("systemd does not listen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.desk, "_shelf", replace(site.store.shelf(), keep=fail, drop=lambda _: None))
+        with pytest.raises(OSError, match="does not listen"):
+            site.start(1, memory)
+    assert site.desk._traces == {}
+    site.start(1, memory)
 
 
 def test_a_lease_has_one_trace_and_a_buffer_too(site: Site, memory: int) -> None:
