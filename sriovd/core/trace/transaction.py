@@ -76,4 +76,9 @@ def transaction(operation: str, requester: str) -> Iterator[Transaction]:
 def _end(over: Transaction, error: BaseException | None) -> None:
     over.is_over = True
     for trace in over.touched:
-        guarded(trace.put_end)(over, error)
+        _tell_end(trace, over, error)
+
+
+@guarded
+def _tell_end(trace: Trace, over: Transaction, error: BaseException | None) -> None:
+    trace.put_end(over, error)
