@@ -88,12 +88,16 @@ class Walk:
         self.witness.check_restart(stored)
         await engine.take_up_recovery()
         self.witness.check_restart(stored)
-        engine.take_up_leases(frozenset())
+        self.take_up_leases()
         await engine.start_policy()
 
     def attach_to(self, engine: Engine) -> None:
         """Watch it; it has not begun."""
         self.witness.attach(engine)
+
+    def take_up_leases(self) -> None:
+        """Of the daemon before."""
+        self.engine.take_up_leases(frozenset())
 
     async def kill(self) -> None:
         """Kill -9: nothing of the daemon goes on; the kernel and what its helpers are in do."""

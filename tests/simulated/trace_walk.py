@@ -28,6 +28,7 @@ from sriovd.pci import PciAddress
 from sriovd.trace.record import Record, RecordType
 from tests.simulated.recovery_walk import PFS, Walk
 from tests.simulated.recovery_witness import Witness
+from tests.simulated.trace_buffers import Buffers
 
 OWNERS = {1001: "alice", 1002: "bob", 1003: "carol"}
 _OPERATOR = "uid 0 (:1.5)"
@@ -37,34 +38,22 @@ _NOWHERE = PciAddress(0, 0, 0, 0)
 _DEEPEST = 12  # transactions that have caused each other
 
 
-class Sink:
-    """An owner's buffer. `is_over`: his lease is, or he has ended the trace."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.is_over = False
-        self.late: list[Record] = []
-
-    def write(self, record: Record) -> None:
-        """Append it."""
-        (self.late if self.is_over else self.records).append(record)
-
-
 class TraceWitness:
     """Reads the traces of one engine after the other."""
 
     def __init__(self, witness: Witness) -> None:
         self._break, self.trail = witness._break, witness.trail
         self.reads = 0
-        self.sinks: dict[int, Sink] = {}
+        self.buffers = Buffers()
         self._engine: Engine
         self._since_nsec: dict[Place, int] = {}  # what was before at that place is nobody's
         self._homes: dict[Place, set[PciAddress]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Watch that engine, which has not begun."""
-        self._engine, self.sinks = engine, {}
+        self._engine = engine
         engine.leases.listen(lambda _: None, self._note_end)
+        self.buffers.attach(engine)
         engine.inventory.listen(self._note_change)
         tell = engine.executor.on_chain
 
@@ -77,8 +66,6 @@ class TraceWitness:
 
     def _note_end(self, lease: Lease) -> None:
         self._since_nsec[lease.pf, lease.index] = time.monotonic_ns()
-        if lease.number in self.sinks:
-            self.sinks[lease.number].is_over = True
 
     def _note_change(self, change: Change) -> None:
         vf = (change.after or change.before) if isinstance(change, FunctionChange) else None
@@ -92,15 +79,16 @@ class TraceWitness:
 
     def check(self) -> None:
         """Every trace as it is now."""
+        tails: dict[int, Sequence[Record]] = {}
         for lease in self._engine.leases.all():
             records = self._engine.recorder.tail((lease.pf, lease.index), lease.number)
+            tails[lease.number] = records
             self.reads += 1
             self._check_tree(lease, records)
             self._check_discretion(lease, records)
-            self._check_sink(lease, records)
-        for number, sink in self.sinks.items():
-            if sink.late:
-                self._break(f"lease {number} was over, and told of {sink.late[0]}")
+        self.buffers.check(tails)
+        for text in self.buffers.told:
+            self._break(text)
 
     def _check_tree(self, lease: Lease, records: Sequence[Record]) -> None:
         known: set[int] = set()
@@ -139,14 +127,6 @@ class TraceWitness:
         if others:
             self._break(f"{lease} of {lease.name} is told of {others}: {text}")
 
-    def _check_sink(self, lease: Lease, records: Sequence[Record]) -> None:
-        sink = self.sinks.get(lease.number)
-        if sink is None or not sink.records or sink.is_over:
-            return
-        common = min(len(records), len(sink.records))
-        if list(records[-common:]) != sink.records[-common:]:
-            self._break(f"{lease}: the buffer has other records than the tail")
-
     def check_incidents(self) -> None:
         """Nobody suffers from an error that is over."""
         engine = self._engine
@@ -163,9 +143,6 @@ class TraceWitness:
         left = [recorder._traces, recorder._leased, recorder._at, recorder._away, recorder._sinks]
         if any(left):
             self._break(f"nothing is left to be traced, but {left}")
-        for sink in self.sinks.values():
-            if sink.late:
-                self._break("told when it was over")
 
 
 def _depth_of_current() -> int:
@@ -191,6 +168,16 @@ class TraceWalk(Walk):
         """As Walk's."""
         super().attach_to(engine)
         self.traces.attach(engine)
+
+    async def begin(self) -> None:
+        """As Walk's."""
+        await super().begin()
+        self.traces.check()
+
+    def take_up_leases(self) -> None:
+        """As Walk's; at once, as the daemon does."""
+        super().take_up_leases()
+        self.traces.buffers.take_up(self.engine)
 
     async def _pass(self) -> None:
         await super()._pass()
@@ -262,16 +249,10 @@ class TraceWalk(Walk):
         self._start(ask)
 
     def _listen(self) -> None:
-        lease = self._pick_lease()
-        if lease.number not in self.traces.sinks or self.traces.sinks[lease.number].is_over:
-            self.traces.sinks[lease.number] = sink = Sink()
-            self.engine.recorder.attach(lease.number, sink, self._dice.random() < 0.5)
+        self.traces.buffers.start(self._pick_lease(), history=self._dice.random() < 0.5)
 
     def _stop(self) -> None:
-        lease = self._pick_lease()
-        self.engine.recorder.detach(lease.number)
-        if lease.number in self.traces.sinks:
-            self.traces.sinks[lease.number].is_over = True
+        self.traces.buffers.stop(self._pick_lease())
 
     def _ask(self) -> None:
         with transaction("Verb", _OPERATOR):
@@ -285,6 +266,8 @@ class TraceWalk(Walk):
         """As Walk's; before the end everybody lets go of everything."""
         if self.is_ending:
             await self._empty()
+            self.traces.buffers.close()
+        self.traces.buffers.kill()
         await super().kill()
 
     is_ending = False
