@@ -188,7 +188,13 @@ class TraceDesk:
         if lease is None:
             trace.close()  # it was over before the daemon could say so
             return False
-        self._resume(lease, trace)
+        try:
+            self._resume(lease, trace)
+        except Exception:  # a defect, which every start of the daemon would meet again
+            _log.exception("A trace does not go on, of %s", lease)
+            self._recording.detach(lease.number)
+            self._traces.pop(lease.number).close()
+            return False
         return True
 
     def _check_again(self, fd: int, slot: LedgerSlot) -> Donation:

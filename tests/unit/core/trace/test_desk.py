@@ -128,6 +128,24 @@ def test_the_past_is_written_first_if_asked(site: Site, memory: int) -> None:
     assert (records, header.next_transaction) == ([], 6)
 
 
+def test_a_defect_ends_a_trace_at_a_restart_and_neither_the_others_nor_the_daemon(
+    site: Site, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.start(1, memory)
+    other = make_memfd()
+    site.start(2, other)
+    os.close(other)
+
+    def seed(self: FakeRecorder, lease_number: int, next_transaction: int) -> None:
+        self.next_ids[{2: 2}[lease_number]] = next_transaction
+
+    monkeypatch.setattr(FakeRecorder, "seed", seed)
+    site.restart()
+    assert set(site.desk._traces) == set(site.store.traces) == set(site.recorder.sinks) == {2}
+    assert read(memory)[0].flags == Flag(0)
+    site.start(1, memory)
+
+
 def test_a_buffer_that_cannot_be_kept_is_let_go(
     site: Site, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
