@@ -103,17 +103,19 @@ class TraceVerbs:
         given = parse_options(options, _READ)
         types = _parse_types(given.get("types", ()))
         if given.get("owner"):
-            lease = await self._require_own(caller, vf, given)
+            lease = await self._require_own(caller, vf, given, silent=True)
             records = self._tails.tail((lease.pf, lease.index), lease.number)
         else:
             records = self._tails.tail(await self._require_free(caller, vf))
         return ([_make_row(each) for each in _choose(records, types, given)],)
 
-    async def _require_own(self, caller: Caller, vf: PciAddress, given: Mapping[str, Any]) -> Lease:
+    async def _require_own(
+        self, caller: Caller, vf: PciAddress, given: Mapping[str, Any], *, silent: bool = False
+    ) -> Lease:
         """Raises NotAuthorized, NotOwner."""
         await self._authority.check(caller, LEASE, {"address": str(vf)})
-        trusted = self._authority.trusts(caller)
-        return self._leases.require_own_at(vf, caller.uid, given.get("owner", ""), trusted=trusted)
+        trusted, owner = self._authority.trusts(caller), given.get("owner", "")
+        return self._leases.require_own_at(vf, caller.uid, owner, trusted=trusted, silent=silent)
 
     async def _require_free(self, caller: Caller, vf: PciAddress) -> Place:
         """The place of a VF that nobody leases, for an operator. Raises NotAuthorized, NotOwner,

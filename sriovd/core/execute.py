@@ -252,11 +252,20 @@ class Executor:
         if finished.exception() is not None:
             _log.warning("The helper that hung on adapter %s ended: %s", adapter, finished.exception())
         if cleanup is not None:
-            await asyncio.wait({self._backend.run(adapter, cleanup, lambda _: None).finished})
+            await self._clean_up(adapter, cleanup)
         self._stuck.pop(adapter, None)
         self._inherited.pop(adapter, asyncio.Event()).set()
         self._returned.pop(adapter, asyncio.Event()).set()
         self.on_recovered(adapter)
+
+    async def _clean_up(self, adapter: str, cleanup: Script) -> None:
+        """Nobody waits for it any more; it is told as everything else is."""
+        transaction = CURRENT.get()
+        run = self._backend.run(adapter, cleanup, lambda chain: self.on_chain(transaction, cleanup, chain))
+        await asyncio.wait({run.finished})
+        error = run.finished.exception()
+        outcome = str(error) if error is not None else _describe_outcome(cleanup, run.finished.result())
+        self.on_written(adapter, cleanup, outcome)
 
     async def wait_inherited(self, adapter: str) -> None:
         """Return when nothing of a former daemon's is under way on `adapter`: at once, or when the kernel

@@ -80,7 +80,7 @@ class Walk:
         with patch.object(Rulebook, "recovery_for_adapter", lambda _book, _slot: self.wish):
             self.engine = engine = Engine(self.backend, self._places)
         stored = {slot: AdapterPe.from_dict(row) for slot, (_, row) in engine._saved.recoveries.items()}
-        self.witness.attach(engine)
+        self.attach_to(engine)
         engine.executor.on_stuck = engine.inventory.set_stuck
         engine.executor.on_recovered = self._note_recovered
         self._follower = asyncio.create_task(engine.picture.follow())
@@ -88,8 +88,16 @@ class Walk:
         self.witness.check_restart(stored)
         await engine.take_up_recovery()
         self.witness.check_restart(stored)
-        engine.take_up_leases(frozenset())
+        self.take_up_leases()
         await engine.start_policy()
+
+    def attach_to(self, engine: Engine) -> None:
+        """Watch it; it has not begun."""
+        self.witness.attach(engine)
+
+    def take_up_leases(self) -> None:
+        """Of the daemon before."""
+        self.engine.take_up_leases(frozenset())
 
     async def kill(self) -> None:
         """Kill -9: nothing of the daemon goes on; the kernel and what its helpers are in do."""

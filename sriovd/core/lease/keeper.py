@@ -115,14 +115,18 @@ class LeaseKeeper:
         self.on_owner(lease)
         return lease
 
-    def require_own_at(self, address: PciAddress, uid: int, name: str, *, trusted: bool = False) -> Lease:
-        """As require_own, for the lease of the VF at `address`: another's, none, and no VF are the same."""
+    def require_own_at(
+        self, address: PciAddress, uid: int, name: str, *, trusted: bool = False, silent: bool = False
+    ) -> Lease:
+        """As require_own, for the lease of the VF at `address`: another's, none, and no VF are the same.
+        `silent`: the owner only reads what is recorded of it, which that shall not push out."""
         lease = self.find_at(address)
         if lease is None or not lease.is_of(uid, name, trusted):
             raise NotOwner(
                 f"You have no lease on a VF at {address} as {name[:64]!r}.", "Leases end by Release."
             )
-        self.on_owner(lease)
+        if not silent:
+            self.on_owner(lease)
         return lease
 
     def vf_address(self, lease: Lease) -> PciAddress | None:

@@ -240,7 +240,7 @@ class RecoveryKeeper(Showing):
         """Begin a recovery as if an error had come."""
         place = self.gate.place_of(target) if isinstance(target, PciAddress) else None
         slot = self._require_slot(target)
-        reason = f"{requester} asked for it"
+        reason = "an operator asked for it"  # who, the job tells: VFs' owners read the reason
         self._views.of(slot).since_usec = now_usec()
         if place is None:
             self._lives.fire(slot, AdapterEvent.ASKED, reason)

@@ -112,11 +112,11 @@ class TraceDesk:
         account = Account(lease.number, drops, given.file, following)
         trace = self._map(lease, fd, given, self._open_ledger().claim(account))
         self._begin(lease, trace)
-        self._shelf.keep(lease.number, fd)
         try:
+            self._shelf.keep(lease.number, fd)
             self._recording.attach(lease.number, trace.writer, history)
         except BaseException:
-            self._let_go(lease.number)
+            self.end(lease)
             raise
         return trace.writer.capacity, self._recording.next_transaction(lease.number)
 
@@ -190,7 +190,13 @@ class TraceDesk:
         if lease is None:
             trace.close()  # it was over before the daemon could say so
             return False
-        self._resume(lease, trace)
+        try:
+            self._resume(lease, trace)
+        except Exception:  # a defect, which every start of the daemon would meet again
+            _log.exception("A trace does not go on, of %s", lease)
+            self._recording.detach(lease.number)
+            self._traces.pop(lease.number).close()
+            return False
         return True
 
     def _check_again(self, fd: int, slot: LedgerSlot) -> Donation:

@@ -6,10 +6,10 @@ so a report on a PF's interface, which has all its VFs, never is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from sriovd.backend.steps import Access, Script, Step, StepResult, Verb
+from sriovd.backend.steps import Access, ChainResult, Script, Step, StepResult, Verb
 from sriovd.core.trace.joining import Telling
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
@@ -23,6 +23,7 @@ _TYPES = {
     Access.LINK: RecordType.NETLINK,
 }
 _TELLING = frozenset({Verb.READ_DRIVER, Verb.READ_DRIVER_OVERRIDE})
+_LONGEST = 256  # characters of what was read
 _NOTHING = "-"  # that has been read
 
 
@@ -74,6 +75,17 @@ def note_step(result: StepResult) -> Note:
         result.errno,
         result.duration_usec * 1000,
     )
+
+
+def shorten(chain: ChainResult) -> ChainResult:
+    """The chain as it is kept: most of what can be read (4 KiB of registers) is never told."""
+    if all(len(result.value) <= _LONGEST for result in chain.results):
+        return chain
+    results = (
+        result if result.step.expect is not None else replace(result, value=result.value[:_LONGEST])
+        for result in chain.results
+    )
+    return replace(chain, results=tuple(results))
 
 
 def note_refusal(step: Step, error: Exception) -> Note:

@@ -7,14 +7,16 @@ before. Operators may read that, too. The cost of an event does not depend on ho
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sriovd.backend.base import EventsLost, Evidence, KernelEvent, LinkChanged, Uevent
+from sriovd.backend.base import EventsLost, Evidence, KernelEvent, LinkChanged, Uevent, UeventAction
 from sriovd.backend.steps import ChainResult, Script
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.recovery.record import Place
+from sriovd.core.trace.guard import guarded
 from sriovd.core.trace.joining import Neighbourhood, join
 from sriovd.core.trace.notes import (
     Mark,
@@ -24,6 +26,7 @@ from sriovd.core.trace.notes import (
     note_hang,
     note_refusal,
     note_telling,
+    shorten,
     subject_of,
 )
 from sriovd.core.trace.stream import Sink, Stream
@@ -41,11 +44,17 @@ KEPT_OF_EARLY = 16  # entries of each
 
 @dataclass(slots=True)
 class _Trace:
-    """`lease`: the number of the present one, 0 for none. `before`: what was until the last lease's end."""
+    """`lease`: the number of the present one, 0 for none. `before`: what was until the last lease's end,
+    which was at `since_nsec` (CLOCK_MONOTONIC)."""
 
     stream: Stream
     lease: int = 0
     before: Stream | None = None
+    since_nsec: int = 0
+
+    def stream_at(self, time_nsec: int) -> Stream:
+        """Where that is told which has happened then (0: now): a driver's message comes seconds late."""
+        return self.before if self.before is not None and 0 < time_nsec < self.since_nsec else self.stream
 
 
 class Recorder:
@@ -61,7 +70,7 @@ class Recorder:
         self._sinks: set[int] = set()  # leases that have one
         self.on_wanted: Callable[[bool], None] = lambda _: None  # whether anybody has, when that changes
         self._host = Neighbourhood(self._place_of, self._pf_driver_of, inventory.vfs_of, self._pfs_beside)
-        inventory.listen(self._take_change)
+        inventory.listen(guarded(self._take_change))
 
     # Who speaks, and what is done.
 
@@ -86,7 +95,7 @@ class Recorder:
         subject = subject_of(chain.results[0].step)
         stream = self._at.get(subject) or self._stream_of(subject)  # type: ignore[arg-type]
         if stream is not None and (script.writes or speaks_for(transaction, stream)):
-            stream.put_of(transaction, chain)
+            stream.put_of(transaction, shorten(chain))
 
     def note_refusal(self, script: Script, error: Exception) -> None:
         """A script that sriovd did not begin."""
@@ -105,28 +114,37 @@ class Recorder:
     def take(self, event: KernelEvent) -> None:
         """An event of the host."""
         if isinstance(event, Uevent):
-            stream = self._at.get(event.address) or self._stream_of(event.address)
-            if stream is not None:
-                stream.put_of(None, event)
+            self._take_uevent(event)
         elif not isinstance(event, EventsLost | LinkChanged):
             for place, telling in join(event, self._host):
                 self._put(place, note_telling(telling))
 
+    def _take_uevent(self, event: Uevent) -> None:
+        stream = self._at.get(event.address) or self._stream_of(event.address)
+        if (
+            stream is not None
+            and stream is self._early.get(event.address)
+            and event.action is UeventAction.REMOVE
+        ):
+            del self._early[event.address]  # of the VF that was there, and not of one to come
+        elif stream is not None:
+            stream.put_of(None, event)
+
     def _put(self, place: Place, note: Note) -> None:
         """It has happened, and nobody has asked for it."""
-        stream = self._stream(place)
-        if stream is not None:
-            stream.put_of(None, note)
+        trace = self._trace(place)
+        if trace is not None:
+            trace.stream_at(note.time_nsec).put_of(None, note)
 
     def note_pe(self, place: Place, state: str, cause: str, mark: Mark | None) -> None:
         """The PE of the VF there, or of its adapter, has come to that state."""
         self._put(place, Note(RecordType.RECOVERY, Direction.TO_OWNER, Status.OK, state, cause, mark=mark))
 
-    def note_adapter(self, slot: str, state: str, mark: Mark | None) -> None:
+    def note_adapter(self, slot: str, state: str, mark_of: Callable[[Place], Mark | None]) -> None:
         """The PE of the adapter in that slot has come to that state: its VFs' owners are told."""
         for place in self._leased.values():
             if str(place[0].slot) == slot:
-                self.note_pe(place, f"adapter-{state}", "", mark)
+                self.note_pe(place, f"adapter-{state}", "", mark_of(place))
 
     # Leases.
 
@@ -149,9 +167,11 @@ class Recorder:
             return
         self._let_go(number, trace.stream)
         if place is not None and self._address_of(place) is None:
+            self._forget_away(place)
             del self._traces[place]
             return
         trace.before, trace.stream, trace.lease = trace.stream, self._make(trace.stream.vf), 0
+        trace.since_nsec = time.monotonic_ns()
         self._at[trace.stream.vf] = trace.stream
 
     def attach(self, number: int, sink: Sink, history: bool) -> None:
@@ -211,11 +231,17 @@ class Recorder:
         if trace is not None:
             trace.stream.vf = vf
             self._at[vf] = trace.stream
-            self._away = {address: where for address, where in self._away.items() if where != place}
+            self._forget_away(place)
+            if early is not None:
+                trace.stream.adopt(early)
         elif early is not None:
             early.keep(self._share())
             self._traces[place] = _Trace(early)
             self._at[vf] = early
+
+    def _forget_away(self, place: Place) -> None:
+        """It is back, maybe at another address, or nobody waits for it."""
+        self._away = {address: where for address, where in self._away.items() if where != place}
 
     def _note_gone(self, vf: PciAddress, place: Place) -> None:
         trace = self._traces.get(place)
@@ -240,10 +266,14 @@ class Recorder:
         return self._early.setdefault(subject, Stream(subject, KEPT_OF_EARLY))
 
     def _stream(self, place: Place) -> Stream | None:
+        trace = self._trace(place)
+        return trace.stream if trace is not None else None
+
+    def _trace(self, place: Place) -> _Trace | None:
         trace = self._traces.get(place)
         if trace is None and self._address_of(place) is not None:
             trace = self._begin(place)
-        return trace.stream if trace is not None else None
+        return trace
 
     def _begin(self, place: Place) -> _Trace:
         """Of a VF that is away it is not known yet where it will be."""

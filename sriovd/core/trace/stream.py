@@ -41,7 +41,12 @@ class Sink(Protocol):
 
 
 class _End(NamedTuple):
-    error: BaseException | None
+    """What is told of the error that a transaction ended by; not the error, which holds all that was on the
+    way of it."""
+
+    status: Status
+    name: str
+    message: str
 
 
 What = ChainResult | Note | Uevent | ErrorRecord | None
@@ -86,13 +91,27 @@ class Stream:
         """As put, by that transaction."""
         cause = transaction
         while cause is not None and self not in cause.touched:  # for their ends
-            cause.touched[self] = None
+            if not cause.is_over:
+                cause.touched[self] = None
             cause = cause.parent
         self._take((time.monotonic_ns(), transaction, what))
 
     def put_end(self, transaction: Transaction, error: BaseException | None) -> None:
         """A transaction of which something is here has ended."""
-        self._take((time.monotonic_ns(), transaction, _End(error)))
+        name = type(error).__name__ if error is not None else ""
+        message = error.message if isinstance(error, errors.SriovdError) else ""
+        self._take((time.monotonic_ns(), transaction, _End(status_of(error), name, message)))
+
+    def adopt(self, early: Stream) -> None:
+        """What was told of the VF before it was known that it is this one; nobody has read it."""
+        for entry in early._entries:
+            cause = entry[1]
+            while cause is not None:
+                if early in cause.touched:
+                    del cause.touched[early]
+                    cause.touched[self] = None
+                cause = cause.parent
+            self._take(entry)
 
     def _take(self, entry: _Entry) -> None:
         if self.sink is not None:
@@ -136,8 +155,8 @@ class Stream:
                 yield from self._list_steps(time_nsec, what, parent)
             case Note():
                 yield self._note(what.time_nsec or time_nsec, what, parent)
-            case _End(error) if transaction is not None:
-                yield self._end(time_nsec, transaction, error)
+            case _End() if transaction is not None:
+                yield self._end(time_nsec, transaction, what)
             case Uevent() | ErrorRecord():
                 note = note_telling(describe(what))
                 yield self._note(note.time_nsec or time_nsec, note, parent)
@@ -171,24 +190,31 @@ class Stream:
             yield from self._open(transaction.parent)
             parent = transaction.parent.branches[self].number
         transaction.branches[self] = Branch(self.next_id, parent)
-        direction = Direction.FROM_OWNER if speaks_for(transaction, self) else Direction.NONE
-        status = Status.OK if transaction.is_over else Status.BEGUN
-        requester = f"for {transaction.requester}"
+        own = speaks_for(transaction, self)
+        direction = Direction.FROM_OWNER if own else Direction.NONE
+        status = Status.BEGUN if self in transaction.touched else Status.OK
+        requester = f"for {transaction.requester}" if own else ""
         note = Note(RecordType.BEGIN, direction, status, transaction.operation, requester)
         yield self._record(transaction.began_nsec, note, parent)
 
-    def _end(self, time_nsec: int, transaction: Transaction, error: BaseException | None) -> Record:
+    def _end(self, time_nsec: int, transaction: Transaction, end: _End) -> Record:
         """How it went is told to an owner who has asked: what others ask for is about other VFs, too."""
-        own = speaks_for(transaction, self)
-        shown = error if own else None
-        text = type(shown).__name__ if shown is not None else ""
-        if isinstance(shown, errors.SriovdError) and self in transaction.spoken_for:
-            text = f"{text}: {shown.message}"
+        own, text = speaks_for(transaction, self), end.name
+        if end.message and self in transaction.spoken_for:
+            text = f"{text}: {end.message}"
         branch = transaction.branches[self]
         return Record(
-            RecordType.END, Direction.TO_OWNER if own else Direction.NONE, status_of(shown), self.vf,
-            transaction.operation, text, 0, time_nsec, time_nsec - transaction.began_nsec, *branch,
-        )  # fmt: skip
+            RecordType.END,
+            Direction.TO_OWNER if own else Direction.NONE,
+            end.status if own else Status.OK,
+            self.vf,
+            transaction.operation,
+            text if own else "",
+            0,
+            time_nsec,
+            time_nsec - transaction.began_nsec,
+            *branch,
+        )
 
     @property
     def _cause(self) -> int:

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from sriovd.core.trace.guard import guarded
+
 
 class Trace(Protocol):
     """Where a transaction has left something: core/trace/stream.py."""
@@ -38,7 +40,7 @@ class Transaction:
     operation: str
     requester: str
     parent: Transaction | None = None
-    began_nsec: int = field(default_factory=time.monotonic_ns)
+    began_nsec: int = 0
     branches: dict[Trace, Branch] = field(default_factory=dict)
     touched: dict[Trace, None] = field(default_factory=dict)  # in their order
     spoken_for: set[Trace] = field(default_factory=set)
@@ -65,7 +67,7 @@ def current_requester() -> str:
 def transaction(operation: str, requester: str) -> Iterator[Transaction]:
     """What the current task does meanwhile, and the tasks that it starts, is this transaction, caused by the
     one before. What ends it by an exception is told to the traces, too."""
-    new = Transaction(operation, requester, CURRENT.get())
+    new = Transaction(operation, requester, CURRENT.get(), time.monotonic_ns())
     token = CURRENT.set(new)
     try:
         yield new
@@ -81,4 +83,9 @@ def transaction(operation: str, requester: str) -> Iterator[Transaction]:
 def _end(over: Transaction, error: BaseException | None) -> None:
     over.is_over = True
     for trace in over.touched:
-        trace.put_end(over, error)
+        _tell_end(trace, over, error)
+
+
+@guarded
+def _tell_end(trace: Trace, over: Transaction, error: BaseException | None) -> None:
+    trace.put_end(over, error)

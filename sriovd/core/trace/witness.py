@@ -1,6 +1,7 @@
 """What the parts of sriovd do, told to the recorder and the audit trail.
 
-Rule: wiring only: here, and nowhere else, stands which of their doings are recorded.
+Rule: wiring only: here, and nowhere else, stands which of their doings are recorded; none of them ever meets
+a defect of recording.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from sriovd.core.errors import SriovdError
 from sriovd.core.execute import Executor
 from sriovd.core.inventory import Inventory
 from sriovd.core.lease.keeper import LeaseKeeper
-from sriovd.core.lease.record import Lease, LeaseState
+from sriovd.core.lease.record import Lease
 from sriovd.core.lease.work import LeaseWork
 from sriovd.core.picture import Picture
 from sriovd.core.recovery.automaton import AdapterState, VfState
 from sriovd.core.recovery.keeper import RecoveryKeeper
-from sriovd.core.recovery.record import AdapterPe, VfPe
+from sriovd.core.recovery.record import AdapterPe, Place, VfPe
 from sriovd.core.trace import audit_trail
+from sriovd.core.trace.guard import guarded
 from sriovd.core.trace.notes import Mark, Note
 from sriovd.core.trace.recorder import Recorder
 from sriovd.trace.record import Direction, RecordType, Status
@@ -26,6 +28,7 @@ _MARKS = {
     VfState.FROZEN_OWN: Mark.INCIDENT,
     VfState.FROZEN_PROPAGATED: Mark.INCIDENT,
     VfState.ONLINE: Mark.END_OF_INCIDENT,
+    VfState.REMOVED: Mark.END_OF_INCIDENT,  # one that is made again begins anew
 }
 
 
@@ -45,17 +48,18 @@ class Witness:
         picture: Picture,
     ) -> None:
         """Be told from now on."""
-        executor.on_chain = self._recorder.note_chain
-        executor.on_refused, executor.on_hung = self._note_refused, self._note_hung
-        executor.on_written = audit_trail.tell_written
-        leases.on_owner = lambda lease: self._recorder.speak_for((lease.pf, lease.index))
-        leases.listen(self._note_lease, lambda lease: self._recorder.end_lease(lease.number))
-        work.on_handed = self._note_handed
-        recovery.on_adapter_state, recovery.on_vf_state = self._note_adapter, self._note_vf
-        tell = picture.on_event
+        executor.on_chain = guarded(self._recorder.note_chain)
+        executor.on_refused, executor.on_hung = guarded(self._note_refused), guarded(self._note_hung)
+        executor.on_written = guarded(audit_trail.tell_written)
+        leases.on_owner = guarded(self._note_owner)
+        leases.listen(guarded(self._note_lease), guarded(self._note_end))
+        work.on_handed = guarded(self._note_handed)
+        recovery.on_adapter_state = guarded(self._note_adapter)
+        recovery.on_vf_state = guarded(self._note_vf)
+        record, tell = guarded(self._recorder.take), picture.on_event
 
         def take(event: KernelEvent) -> None:
-            self._recorder.take(event)  # first: it is the cause of what follows
+            record(event)  # first: it is the cause of what follows
             tell(event)
 
         picture.on_event = take
@@ -67,10 +71,16 @@ class Witness:
     def _note_hung(self, script: Script, evidence: Evidence) -> None:
         self._recorder.note_hang(script, evidence)
 
+    def _note_owner(self, lease: Lease) -> None:
+        self._recorder.speak_for((lease.pf, lease.index))
+
+    def _note_end(self, lease: Lease) -> None:
+        self._recorder.end_lease(lease.number)
+
     def _note_lease(self, lease: Lease) -> None:
+        """Any that there is, also one that a former daemon has left released: its buffer is kept, too."""
         place = lease.pf, lease.index
-        if lease.state is not LeaseState.RELEASED:
-            self._recorder.begin_lease(lease.number, place, lease.name)
+        self._recorder.begin_lease(lease.number, place, lease.name)
         self._recorder.note(
             place, Note(RecordType.NOTE, Direction.TO_OWNER, Status.OK, f"lease-{lease.state}")
         )
@@ -84,10 +94,17 @@ class Witness:
             audit_trail.tell_handed(vf, str(lease.pf.slot), what, error or "done")
 
     def _note_adapter(self, pe: AdapterPe) -> None:
-        mark = Mark.INCIDENT if pe.state is AdapterState.FROZEN else None
-        self._recorder.note_adapter(pe.slot, str(pe.state), mark)
+        self._recorder.note_adapter(pe.slot, str(pe.state), lambda place: _mark_of(pe, place))
 
     def _note_vf(self, pe: VfPe) -> None:
         cause = "own error" if pe.own else "error of its adapter"
         arguments = "" if pe.state is VfState.ONLINE else cause
         self._recorder.note_pe(pe.place, pe.state.word, arguments, _MARKS.get(pe.state))
+
+
+def _mark_of(pe: AdapterPe, place: Place) -> Mark | None:
+    """A VF that is away while its adapter suffers has no state of its own that would end it."""
+    if pe.state is AdapterState.FROZEN:
+        return Mark.INCIDENT
+    is_well = pe.state is AdapterState.ONLINE and pe.vf(place).state is VfState.ONLINE
+    return Mark.END_OF_INCIDENT if is_well else None

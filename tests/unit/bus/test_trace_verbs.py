@@ -21,10 +21,11 @@ from sriovd.bus.trace_verbs import TraceVerbs
 from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
-from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, SriovdError
+from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, NotSupported, SriovdError
 from sriovd.core.lease.choose import Wish
 from sriovd.core.lifecycle import CountOptions
 from sriovd.core.trace.desk import Shelf, TraceDesk
+from sriovd.core.trace.transaction import transaction
 from sriovd.daemon import _contract_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
@@ -245,3 +246,17 @@ async def test_a_row_says_everything_of_a_record() -> None:
         ]  # fmt: skip
         (rows,) = await here.ask(TENANT, "ReadTail", LEASED)
         assert rows == [(9, 1, 5000, 2, "write", "to-kernel", "failed", "bind", "EBUSY", "to vfio-pci")]
+
+
+@in_loop
+async def test_reading_the_tail_leaves_nothing_in_it() -> None:
+    """Who asks again and again would find nothing but his own asking."""
+    async with site() as here:
+        recorder, (lease,) = here.engine.recorder, here.engine.leases.all()
+        before = recorder.tail((PF, lease.index), lease.number)
+        with transaction("ReadTail", "uid 1000 (:1.1000)"):
+            await here.ask(TENANT, "ReadTail", LEASED)
+        assert recorder.tail((PF, lease.index), lease.number) == before
+        with transaction("Stop", "uid 1000 (:1.1000)"), pytest.raises(NotSupported):
+            await here.ask(TENANT, "Stop", LEASED)
+        assert recorder.tail((PF, lease.index), lease.number)[-1].operation == "Stop"

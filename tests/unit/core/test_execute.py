@@ -294,6 +294,8 @@ def test_who_waits_for_the_lane_of_an_adapter_that_gets_stuck_is_refused() -> No
 def test_a_late_return_runs_the_cleanup_and_only_then_clears_stuck() -> None:
     async def test() -> None:
         bench, cleanup = Bench(), make_script(2, Verb.SET_AUTOPROBE)
+        told: list[Script] = []
+        bench.executor.on_written = lambda _adapter, script, _outcome: told.append(script)
         run = await bench.hang(A, cleanup=cleanup)
         assert len(bench.host.runs) == 1
         run.finish()
@@ -304,6 +306,7 @@ def test_a_late_return_runs_the_cleanup_and_only_then_clears_stuck() -> None:
         bench.finish(A)
         await until(lambda: bench.log[-1] == f"recovered {A}")
         bench.executor.refuse_stuck(A)
+        assert told[1:] == [cleanup]
 
     run_async(test())
 

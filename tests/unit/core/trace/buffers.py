@@ -112,7 +112,7 @@ class FakeRecorder:
             sink.write(record)
 
     def detach(self, lease_number: int) -> None:
-        del self.sinks[lease_number]
+        self.sinks.pop(lease_number, None)
 
     def next_transaction(self, lease_number: int) -> int:
         return self.next_ids.get(lease_number, 1)

@@ -6,7 +6,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,38 @@ def test_the_past_is_written_first_if_asked(site: Site, memory: int) -> None:
     site.start(1, memory, history=False)
     header, records = read(memory)
     assert (records, header.next_transaction) == ([], 6)
+
+
+def test_a_defect_ends_a_trace_at_a_restart_and_neither_the_others_nor_the_daemon(
+    site: Site, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.start(1, memory)
+    other = make_memfd()
+    site.start(2, other)
+    os.close(other)
+
+    def seed(self: FakeRecorder, lease_number: int, next_transaction: int) -> None:
+        self.next_ids[{2: 2}[lease_number]] = next_transaction
+
+    monkeypatch.setattr(FakeRecorder, "seed", seed)
+    site.restart()
+    assert set(site.desk._traces) == set(site.store.traces) == set(site.recorder.sinks) == {2}
+    assert read(memory)[0].flags == Flag(0)
+    site.start(1, memory)
+
+
+def test_a_buffer_that_cannot_be_kept_is_let_go(
+    site: Site, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_number: int, _fd: int) -> None:
+        raise OSError("systemd does not listen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.desk, "_shelf", replace(site.store.shelf(), keep=fail, drop=lambda _: None))
+        with pytest.raises(OSError, match="does not listen"):
+            site.start(1, memory)
+    assert site.desk._traces == {}
+    site.start(1, memory)
 
 
 def test_a_lease_has_one_trace_and_a_buffer_too(site: Site, memory: int) -> None:

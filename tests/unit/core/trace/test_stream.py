@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -88,6 +90,28 @@ def test_what_an_error_says_is_told_to_who_asked_only() -> None:
     assert status_of(RuntimeError("x")) is Status.FAILED
 
 
+def test_who_asks_is_told_where_the_owner_has_asked_only() -> None:
+    stream = make_stream()
+    with transaction("SetNumVFs", "uid 0 (:1.5)"), transaction("Apply", "bob (uid 8)"):
+        stream.put(make_note())
+    with transaction("Release", "uid 7 (:1.7)") as call, transaction("CleanLease", "alice (uid 7)"):
+        call.spoken_for.add(stream)
+        stream.put(make_note())
+    begun = {each.operation: each.arguments for each in stream.read() if each.type is RecordType.BEGIN}
+    assert (begun["SetNumVFs"], begun["Apply"]) == ("", "")
+    assert (begun["Release"], begun["CleanLease"]) == ("for uid 7 (:1.7)", "for alice (uid 7)")
+
+
+def test_a_transaction_has_begun_where_its_end_follows_whenever_that_is_read() -> None:
+    streams = make_stream(), make_stream()
+    streams[0].sink = Sink()
+    for stream in streams:
+        with transaction("Reset", "x"):
+            stream.put(make_note())
+    told, read = (find(stream.read(), "Reset").status for stream in streams)
+    assert told is read is Status.BEGUN
+
+
 def test_what_follows_an_error_hangs_below_the_freeze_until_the_vf_is_online() -> None:
     stream = make_stream()
     stream.put(make_note("lease", Mark.LEASE))
@@ -165,6 +189,35 @@ def test_ids_rise_by_one_and_causes_come_first_whenever_it_is_read(kinds: list[s
         assert record.parent in known or place == 0
         assert record.type is not RecordType.END or record.transaction in known
     assert stream.sink is None or sink.written == records
+
+
+def test_what_was_told_before_the_vf_was_known_ends_with_the_rest() -> None:
+    early, stream = make_stream(), make_stream()
+    stream.put(make_note("first"))
+    with transaction("SetNumVFs", "x"), transaction("Apply", "x"):
+        early.put(make_note("bind"))
+        stream.adopt(early)
+    records = stream.read()
+    told = [(each.type, each.operation) for each in records]
+    assert told[1:] == [
+        (RecordType.NOTE, "first"), (RecordType.BEGIN, "SetNumVFs"), (RecordType.BEGIN, "Apply"),
+        (RecordType.NOTE, "bind"), (RecordType.END, "Apply"), (RecordType.END, "SetNumVFs"),
+    ]  # fmt: skip
+
+
+def test_an_error_is_told_and_not_kept() -> None:
+    """It holds the frames that it came through, and all that is in them."""
+    stream = make_stream()
+    try:
+        with transaction("Unfreeze", "x") as call:
+            call.spoken_for.add(stream)
+            stream.put(None)
+            raise LockedOut("not yet")
+    except LockedOut as error:
+        kept = weakref.ref(error)
+    gc.collect()
+    assert kept() is None
+    assert stream.read()[-1].arguments == "LockedOut: not yet"
 
 
 def test_the_oldest_are_dropped_and_counted() -> None:
