@@ -131,6 +131,11 @@ class Step:
         return FileAccess(form.access, form.path.format_map(values), form.data.format_map(values))
 
     @property
+    def access(self) -> Access:
+        """How it touches its file."""
+        return _FORMS[self.verb].access
+
+    @property
     def writes(self) -> bool:
         """Whether the step changes anything."""
         return _FORMS[self.verb].access is Access.WRITE or _FORMS[self.verb].writes

@@ -121,7 +121,7 @@ def find_step(script: Script, text: str) -> Step | None:
 
 def type_of(step: Step) -> RecordType:
     """What kind of record tells of it."""
-    return RecordType.RESET if step.verb is Verb.RESET else _TYPES[step.spell().access]
+    return RecordType.RESET if step.verb is Verb.RESET else _TYPES[step.access]
 
 
 def _is_read(step: Step) -> bool:

@@ -219,6 +219,8 @@ class Recorder:
     # VFs.
 
     def _take_change(self, change: Change) -> None:
+        if change.before is not None and change.after is not None:
+            return  # as most are
         match change:
             case FunctionChange(before=None, after=Function(virtual=virtual) as vf) if virtual is not None:
                 self._note_vf(vf.address, (virtual.parent, virtual.index))

@@ -11,26 +11,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from sriovd.backend.base import ErrorRecord, Uevent
 from sriovd.backend.steps import ChainResult
-from sriovd.core import errors
 from sriovd.core.trace.joining import describe
 from sriovd.core.trace.notes import Mark, Note, note_step, note_telling
 from sriovd.core.trace.transaction import CURRENT, Branch, Transaction, speaks_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
-# What has failed, other than what was not begun.
-_TRIED = (
-    errors.Stuck, errors.BindFailed, errors.ResetFailed, errors.NumVfsRejected, errors.TimedOut,
-    errors.Cancelled, errors.BackendFailed,
-)  # fmt: skip
-
-
 ROOT_ID = 1
+_EVER = 1 << 63
 
 
 class Sink(Protocol):
@@ -40,19 +33,10 @@ class Sink(Protocol):
         """Never waits, never fails."""
 
 
-class _End(NamedTuple):
-    """What is told of the error that a transaction ended by; not the error, which holds all that was on the
-    way of it."""
-
-    status: Status
-    name: str
-    message: str
-
-
 What = ChainResult | Note | Uevent | ErrorRecord | None
 """What can happen: of events, those about the VF itself. None: the transaction has but begun."""
 
-_Entry = tuple[int, Transaction | None, What | _End]
+_Entry = tuple[int, Transaction | None, What]
 """When (CLOCK_MONOTONIC, nanoseconds), by what, and what. A bare tuple, because there are many."""
 
 
@@ -65,6 +49,7 @@ class Stream:
         self.next_id = ROOT_ID
         self._entries: deque[_Entry] = deque(maxlen=kept)
         self._records: deque[Record] = deque(maxlen=kept)
+        self._open: list[Transaction] = []  # that have begun in the records, and not ended
         self._dropped = 0  # entries and records that were not kept
         self._root = 0  # ids
         self._lease = 0
@@ -89,33 +74,21 @@ class Stream:
 
     def put_of(self, transaction: Transaction | None, what: What) -> None:
         """As put, by that transaction."""
-        cause = transaction
-        while cause is not None and self not in cause.touched:  # for their ends
-            if not cause.is_over:
-                cause.touched[self] = None
-            cause = cause.parent
         self._take((time.monotonic_ns(), transaction, what))
 
-    def put_end(self, transaction: Transaction, error: BaseException | None) -> None:
-        """A transaction of which something is here has ended."""
-        name = type(error).__name__ if error is not None else ""
-        message = error.message if isinstance(error, errors.SriovdError) else ""
-        self._take((time.monotonic_ns(), transaction, _End(status_of(error), name, message)))
+    def put_ends(self) -> None:
+        """Transactions of which there are records have ended."""
+        if self.sink is not None:
+            self._write(self._list_ends(_EVER))
 
     def adopt(self, early: Stream) -> None:
         """What was told of the VF before it was known that it is this one; nobody has read it."""
         for entry in early._entries:
-            cause = entry[1]
-            while cause is not None:
-                if early in cause.touched:
-                    del cause.touched[early]
-                    cause.touched[self] = None
-                cause = cause.parent
             self._take(entry)
 
     def _take(self, entry: _Entry) -> None:
         if self.sink is not None:
-            self._write(entry)
+            self._write(self._make(entry))
             return
         self._dropped += len(self._entries) == self._entries.maxlen
         self._entries.append(entry)
@@ -125,7 +98,10 @@ class Stream:
     def read(self) -> Sequence[Record]:
         """The records that are kept, the oldest first."""
         while self._entries:
-            self._write(self._entries.popleft())
+            entry = self._entries.popleft()
+            self._write(self._list_ends(entry[0]))
+            self._write(self._make(entry))
+        self._write(self._list_ends(_EVER))
         return list(self._records)
 
     @property
@@ -133,8 +109,8 @@ class Stream:
         """How many entries and records there were before those that are kept, at least."""
         return self._dropped
 
-    def _write(self, entry: _Entry) -> None:
-        for record in self._make(entry):
+    def _write(self, records: Iterable[Record]) -> None:
+        for record in records:
             self._dropped += len(self._records) == self._records.maxlen
             self._records.append(record)
             if self.sink is not None:
@@ -148,15 +124,13 @@ class Stream:
             yield self._record(time_nsec, begin, 0)
         parent = self._cause
         if transaction is not None:
-            yield from self._open(transaction)
+            yield from self._begin(transaction, time_nsec)
             parent = transaction.branches[self].number
         match what:
             case ChainResult():
                 yield from self._list_steps(time_nsec, what, parent)
             case Note():
                 yield self._note(what.time_nsec or time_nsec, what, parent)
-            case _End() if transaction is not None:
-                yield self._end(time_nsec, transaction, what)
             case Uevent() | ErrorRecord():
                 note = note_telling(describe(what))
                 yield self._note(note.time_nsec or time_nsec, note, parent)
@@ -181,39 +155,49 @@ class Stream:
                 self._incident = self._error = 0
         return self._record(time_nsec, note, parent)
 
-    def _open(self, transaction: Transaction) -> Iterator[Record]:
+    def _begin(self, transaction: Transaction, at_nsec: int) -> Iterator[Record]:
         """It and what has caused it, as far as they are not here yet."""
         if self in transaction.branches:
             return
         parent = self._cause
         if transaction.parent is not None:
-            yield from self._open(transaction.parent)
+            yield from self._begin(transaction.parent, at_nsec)
             parent = transaction.parent.branches[self].number
         transaction.branches[self] = Branch(self.next_id, parent)
-        own = speaks_for(transaction, self)
+        own, is_over = speaks_for(transaction, self), transaction.has_ended(at_nsec)
+        if not is_over:
+            self._open.append(transaction)
         direction = Direction.FROM_OWNER if own else Direction.NONE
-        status = Status.BEGUN if self in transaction.touched else Status.OK
         requester = f"for {transaction.requester}" if own else ""
+        status = Status.OK if is_over else Status.BEGUN
         note = Note(RecordType.BEGIN, direction, status, transaction.operation, requester)
         yield self._record(transaction.began_nsec, note, parent)
 
-    def _end(self, time_nsec: int, transaction: Transaction, end: _End) -> Record:
+    def _list_ends(self, before_nsec: int) -> Iterator[Record]:
+        """Of the transactions that had ended by then; what one has caused has ended before it."""
+        over = [each for each in reversed(self._open) if each.has_ended(before_nsec)]
+        for transaction in sorted(over, key=lambda each: each.ended_nsec):
+            self._open.remove(transaction)
+            yield self._end(transaction)
+
+    def _end(self, transaction: Transaction) -> Record:
         """How it went is told to an owner who has asked: what others ask for is about other VFs, too."""
-        own, text = speaks_for(transaction, self), end.name
-        if end.message and self in transaction.spoken_for:
-            text = f"{text}: {end.message}"
-        branch = transaction.branches[self]
+        own, outcome = speaks_for(transaction, self), transaction.outcome
+        text = outcome.error
+        if outcome.message and self in transaction.spoken_for:
+            text = f"{text}: {outcome.message}"
+        latency_nsec = transaction.ended_nsec - transaction.began_nsec
         return Record(
             RecordType.END,
             Direction.TO_OWNER if own else Direction.NONE,
-            end.status if own else Status.OK,
+            outcome.status if own else Status.OK,
             self.vf,
             transaction.operation,
             text if own else "",
             0,
-            time_nsec,
-            time_nsec - transaction.began_nsec,
-            *branch,
+            transaction.ended_nsec,
+            latency_nsec,
+            *transaction.branches[self],
         )
 
     @property
@@ -227,11 +211,3 @@ class Stream:
             note.type, note.direction, note.status, self.vf, note.operation, note.arguments, note.errno,
             time_nsec, note.latency_nsec, number, parent,
         )  # fmt: skip
-
-
-def status_of(error: BaseException | None) -> Status:
-    """How something went that has ended so."""
-    if error is None:
-        return Status.OK
-    tried = not isinstance(error, errors.SriovdError) or isinstance(error, _TRIED)
-    return Status.FAILED if tried else Status.REFUSED

@@ -14,14 +14,34 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from sriovd.core import errors
 from sriovd.core.trace.guard import guarded
+from sriovd.trace.record import Status
+
+# What has failed, other than what was not begun.
+_TRIED = (
+    errors.Stuck, errors.BindFailed, errors.ResetFailed, errors.NumVfsRejected, errors.TimedOut,
+    errors.Cancelled, errors.BackendFailed,
+)  # fmt: skip
 
 
 class Trace(Protocol):
     """Where a transaction has left something: core/trace/stream.py."""
 
-    def put_end(self, transaction: Transaction, error: BaseException | None) -> None:
-        """The transaction has ended; `error`: by that."""
+    def put_ends(self) -> None:
+        """Transactions of which there are records have ended."""
+
+
+class Outcome(NamedTuple):
+    """How a transaction has ended. `error`: its kind, empty for none; `message`: what a refusal says. Not
+    the error itself, which holds all that it came through."""
+
+    status: Status = Status.OK
+    error: str = ""
+    message: str = ""
+
+
+WELL = Outcome()
 
 
 class Branch(NamedTuple):
@@ -34,17 +54,21 @@ class Branch(NamedTuple):
 @dataclass(eq=False, slots=True)
 class Transaction:
     """`operation`: the verb, or the job's. `requester`: who asked, in words. `parent`: what caused it.
-    `began_nsec`: CLOCK_MONOTONIC. `branches`: its ids in the traces that have any for it. `touched`: the
-    traces in which something of it is; `spoken_for`: those whose owner asked for it."""
+    `began_nsec`, `ended_nsec`: CLOCK_MONOTONIC; 0: not yet. `branches`: its ids in the traces that have
+    records of it; `spoken_for`: those whose owner asked for it."""
 
     operation: str
     requester: str
     parent: Transaction | None = None
     began_nsec: int = 0
     branches: dict[Trace, Branch] = field(default_factory=dict)
-    touched: dict[Trace, None] = field(default_factory=dict)  # in their order
     spoken_for: set[Trace] = field(default_factory=set)
-    is_over: bool = False
+    ended_nsec: int = 0
+    outcome: Outcome = WELL
+
+    def has_ended(self, before_nsec: int) -> bool:
+        """Whether it was over by then."""
+        return 0 < self.ended_nsec < before_nsec
 
 
 CURRENT: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
@@ -81,11 +105,20 @@ def transaction(operation: str, requester: str) -> Iterator[Transaction]:
 
 
 def _end(over: Transaction, error: BaseException | None) -> None:
-    over.is_over = True
-    for trace in over.touched:
-        _tell_end(trace, over, error)
+    over.ended_nsec, over.outcome = time.monotonic_ns(), outcome_of(error)
+    for trace in over.branches:
+        _tell_end(trace)
 
 
 @guarded
-def _tell_end(trace: Trace, over: Transaction, error: BaseException | None) -> None:
-    trace.put_end(over, error)
+def _tell_end(trace: Trace) -> None:
+    trace.put_ends()
+
+
+def outcome_of(error: BaseException | None) -> Outcome:
+    """How something went that has ended so."""
+    if error is None:
+        return WELL
+    refused = isinstance(error, errors.SriovdError) and not isinstance(error, _TRIED)
+    message = error.message if isinstance(error, errors.SriovdError) else ""
+    return Outcome(Status.REFUSED if refused else Status.FAILED, type(error).__name__, message)

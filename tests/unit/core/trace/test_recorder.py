@@ -355,7 +355,7 @@ async def test_a_defect_of_tracing_stops_nothing(
         def fail(*_: object) -> None:
             raise RuntimeError("a defect")
 
-        for name in ("put", "put_of", "put_end"):
+        for name in ("put", "put_of", "put_ends"):
             monkeypatch.setattr(Stream, name, fail)
         monkeypatch.setattr(module, "join", fail)
         await host.set_num_vfs(1)

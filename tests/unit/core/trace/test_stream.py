@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sriovd.backend.steps import Chain, ChainResult, Step, StepResult, Verb
 from sriovd.core.errors import BindFailed, LockedOut
 from sriovd.core.trace.notes import Mark, Note
-from sriovd.core.trace.stream import Stream, status_of
-from sriovd.core.trace.transaction import CURRENT, transaction
+from sriovd.core.trace.stream import Stream
+from sriovd.core.trace.transaction import CURRENT, outcome_of, transaction
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
 
@@ -86,8 +86,8 @@ def test_what_an_error_says_is_told_to_who_asked_only() -> None:
     )  # fmt: skip
     assert (second.direction, second.arguments) == (Direction.NONE, "")
     assert (first.status, second.status) == (Status.REFUSED, Status.OK)
-    assert status_of(BindFailed("x")) is Status.FAILED
-    assert status_of(RuntimeError("x")) is Status.FAILED
+    assert outcome_of(BindFailed("x")).status is Status.FAILED
+    assert outcome_of(RuntimeError("x")).status is Status.FAILED
 
 
 def test_who_asks_is_told_where_the_owner_has_asked_only() -> None:
