@@ -160,19 +160,20 @@ class Recorder:
         )
 
     def end_lease(self, number: int) -> None:
-        """It is over: what was traced meanwhile is nobody's but operators'."""
+        """It is over: what was traced meanwhile is nobody's but operators', whatever else may fail here."""
         place = self._leased.pop(number, None)
         trace = self._traces.get(place) if place is not None else None
-        if trace is None:
+        if place is None or trace is None:
             return
-        self._let_go(number, trace.stream)
-        if place is not None and self._address_of(place) is None:
+        over = trace.stream
+        if self._address_of(place) is None:
             self._forget_away(place)
             del self._traces[place]
-            return
-        trace.before, trace.stream, trace.lease = trace.stream, self._make(trace.stream.vf), 0
-        trace.since_nsec = time.monotonic_ns()
-        self._at[trace.stream.vf] = trace.stream
+        else:
+            trace.before, trace.stream, trace.lease = over, self._make(over.vf), 0
+            trace.since_nsec = time.monotonic_ns()
+            self._at[over.vf] = trace.stream
+        self._let_go(number, over)
 
     def attach(self, number: int, sink: Sink, history: bool) -> None:
         """Write the records of that lease to `sink`; with `history`, those that are kept first. Raises

@@ -402,3 +402,19 @@ async def test_who_only_looks_is_in_the_trace_when_the_owner_has_asked_for_it(tm
             "Inspect", "read-driver-override", "Inspect",
         )  # fmt: skip
         assert read.parent == begin.transaction
+
+
+@on_host
+async def test_a_trace_is_over_with_its_lease_whatever_fails_then(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        first, recorder = await host.lend(ALICE, "alice"), host.engine.recorder
+        recorder.attach(first.number, Sink(), False)
+
+        def fail(_: bool) -> None:
+            raise OSError("the journal is gone")
+
+        recorder.on_wanted = fail
+        await host.leases.release(first.number, force=False)
+        second = await host.lend(BOB, "bob")
+        assert not any("alice" in each.arguments for each in recorder.tail((IGB, 0), second.number))
+        assert recorder._traces[IGB, 0].stream.sink is None
