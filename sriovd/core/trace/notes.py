@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from sriovd.backend.steps import Access, ChainResult, Script, Step, StepResult, Verb
-from sriovd.core.trace.joining import Telling
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
+
+if TYPE_CHECKING:  # loaded with the first event that is told
+    from sriovd.core.trace.joining import Telling
 
 _TYPES = {
     Access.WRITE: RecordType.WRITE,

@@ -17,7 +17,6 @@ from sriovd.backend.steps import ChainResult, Script
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.recovery.record import Place
 from sriovd.core.trace.guard import guarded
-from sriovd.core.trace.joining import Neighbourhood, join
 from sriovd.core.trace.notes import (
     Mark,
     Note,
@@ -69,7 +68,6 @@ class Recorder:
         self._away: dict[PciAddress, Place] = {}  # of leased VFs that are being made again
         self._sinks: set[int] = set()  # leases that have one
         self.on_wanted: Callable[[bool], None] = lambda _: None  # whether anybody has, when that changes
-        self._host = Neighbourhood(self._place_of, self._pf_driver_of, inventory.vfs_of, self._pfs_beside)
         inventory.listen(guarded(self._take_change))
 
     # Who speaks, and what is done.
@@ -116,7 +114,12 @@ class Recorder:
         if isinstance(event, Uevent):
             self._take_uevent(event)
         elif not isinstance(event, EventsLost | LinkChanged):
-            for place, telling in join(event, self._host):
+            from sriovd.core.trace.joining import Neighbourhood, join  # most events never need it
+
+            host = Neighbourhood(
+                self._place_of, self._pf_driver_of, self._inventory.vfs_of, self._pfs_beside
+            )
+            for place, telling in join(event, host):
                 self._put(place, note_telling(telling))
 
     def _take_uevent(self, event: Uevent) -> None:

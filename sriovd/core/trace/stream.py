@@ -16,7 +16,6 @@ from typing import Protocol
 
 from sriovd.backend.base import ErrorRecord, Uevent
 from sriovd.backend.steps import ChainResult
-from sriovd.core.trace.joining import describe
 from sriovd.core.trace.notes import Mark, Note, note_step, note_telling
 from sriovd.core.trace.transaction import CURRENT, Branch, Transaction, speaks_for
 from sriovd.pci import PciAddress
@@ -132,6 +131,8 @@ class Stream:
             case Note():
                 yield self._note(what.time_nsec or time_nsec, what, parent)
             case Uevent() | ErrorRecord():
+                from sriovd.core.trace.joining import describe  # as long as nobody reads it is not needed
+
                 note = note_telling(describe(what))
                 yield self._note(note.time_nsec or time_nsec, note, parent)
 
