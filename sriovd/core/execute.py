@@ -102,7 +102,7 @@ class Executor:
         self._backend = backend
         self._journal = journal
         self._locks: dict[str, asyncio.Lock] = {}
-        self._stuck: dict[str, str] = {}
+        self._stuck: dict[str, list[str]] = {}  # the evidence of every write that hangs on an adapter
         self._inherited: dict[str, asyncio.Event] = {}  # adapters on which a former daemon's write goes on
         self._returned: dict[str, asyncio.Event] = {}  # set when a write that hung has come back
         self._failed: dict[str, list[tuple[int, str]]] = {}  # intents that are still open, by adapter
@@ -224,36 +224,41 @@ class Executor:
     def adopt(self, leftover: Leftover) -> None:
         """Treat a former daemon's hanging write as if it were our own."""
         self._inherited.setdefault(leftover.adapter, asyncio.Event())
-        self._mark(leftover.adapter, f"{leftover.title}: {leftover.evidence}")
-        self._watch(leftover.adapter, leftover.finished, None)
+        self._watch(leftover.adapter, f"{leftover.title}: {leftover.evidence}", leftover.finished, None)
 
     def _abandon(self, adapter: str, run: Run, script: Script, cleanup: Script | None) -> None:
         found = run.abandon()
         evidence = str(found)
         self.on_hung(script, found)
         run.stop()  # what the script had still to do is not wanted any more when the kernel returns
-        self._mark(adapter, evidence)
-        self._watch(adapter, run.finished, cleanup)
+        self._watch(adapter, evidence, run.finished, cleanup)
         raise _stuck_error(adapter, evidence)
 
-    def _mark(self, adapter: str, evidence: str) -> None:
-        self._stuck[adapter] = evidence
+    def _watch(
+        self, adapter: str, evidence: str, finished: asyncio.Future[Any], cleanup: Script | None
+    ) -> None:
+        self._stuck.setdefault(adapter, []).append(evidence)
         self.on_stuck(adapter, evidence)
-
-    def _watch(self, adapter: str, finished: asyncio.Future[Any], cleanup: Script | None) -> None:
-        task = asyncio.create_task(self._await_return(adapter, finished, cleanup))
+        task = asyncio.create_task(self._await_return(adapter, evidence, finished, cleanup))
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
     async def _await_return(
-        self, adapter: str, finished: asyncio.Future[Any], cleanup: Script | None
+        self, adapter: str, evidence: str, finished: asyncio.Future[Any], cleanup: Script | None
     ) -> None:
+        """An adapter may have several: whoever waits for the lane of a daemon that is ended gets it once
+        more, beside the write of whoever had it."""
         await asyncio.wait({finished})
         if finished.exception() is not None:
             _log.warning("The helper that hung on adapter %s ended: %s", adapter, finished.exception())
         if cleanup is not None:
             await self._clean_up(adapter, cleanup)
-        self._stuck.pop(adapter, None)
+        hanging = self._stuck[adapter]
+        hanging.remove(evidence)
+        if hanging:
+            self.on_stuck(adapter, hanging[0])
+            return
+        del self._stuck[adapter]
         self._inherited.pop(adapter, asyncio.Event()).set()
         self._returned.pop(adapter, asyncio.Event()).set()
         self.on_recovered(adapter)
@@ -290,10 +295,9 @@ class Executor:
 
     def refuse_stuck(self, adapter: str) -> None:
         """Raises Stuck while a write on `adapter` hangs: another's, of which no more is said than that."""
-        evidence = self._stuck.get(adapter)
-        if evidence:
+        if adapter in self._stuck:
             error = _stuck_error(adapter, "a kernel write has not returned")
-            error.inside = f"It is: {evidence}."
+            error.inside = f"It is: {self._stuck[adapter][0]}."
             raise error
 
 

@@ -14,6 +14,8 @@ from sriovd.backend.base import Fault
 from sriovd.backend.steps import Verb
 from sriovd.core.engine import Places
 from sriovd.core.lifecycle import CountOptions
+from sriovd.core.recovery.automaton import VfState
+from sriovd.core.recovery.record import VfPe
 from sriovd.pci import PciAddress
 from tests.simulated.crash import Life, until
 from tests.simulated.crash_host import PF, CrashHost
@@ -91,6 +93,43 @@ def test_vfs_that_are_still_being_made_are_judged_when_they_are_there(place: Pat
         assert len(vfs) == 2
         assert all(vf.quarantine for vf in vfs), "they were to get a driver, and nobody gives them one"
         assert not host.look().autoprobe[PF]
+        await last.end()
+        assert count_open(places) == 0
+
+    run(place, test)
+
+
+@pytest.mark.parametrize(
+    ("state", "methods", "fences"),
+    [(VfState.FROZEN_OWN, "", 2), (VfState.RECOVERING, " flr", 1)],
+    ids=["up", "down"],
+)
+def test_a_fence_that_is_still_under_way_comes_down(
+    place: Path, state: VfState, methods: str, fences: int
+) -> None:
+    async def test(host: CrashHost, places: Places) -> None:
+        def note(vf: VfPe) -> None:
+            if vf.state is state:
+                host.backend.inject_fault(Fault(Verb.SET_RESET_METHOD, VF, hang=True))
+
+        life = Life(host.backend, places)
+        await life.start()
+        job = life.engine.lifecycle.set_num_vfs(PF, 2, CountOptions("vfio-pci"), "test")
+        assert await job.wait(10_000_000)
+        life.engine.recovery.on_vf_state = note
+        life.engine.recovery.recover(VF, "test")
+        await kill_in(life, host, f"set-reset-method {VF}{methods}")
+
+        last = Life(host.backend, places)
+        await last.start()
+        pe = last.engine.recovery._lives.get
+        assert pe(str(PF.slot)).vf((PF, 0)).state is state
+        host.backend.clear_faults()
+        await until(lambda: pe(str(PF.slot)).vf((PF, 0)).state is VfState.ONLINE)
+        await settle(last)
+        assert [vf.device.reset_methods for vf in host.look().vfs.values()] == [("flr",)] * 2
+        titles = [title for title, _, _ in await last.engine.store.read_recent_intents(str(PF.slot), 20)]
+        assert titles.count(f"fencing the VFs of {PF.slot}") == fences
         await last.end()
         assert count_open(places) == 0
 

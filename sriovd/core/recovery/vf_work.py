@@ -80,6 +80,7 @@ class VfWork:
         for place in places:
             self._site.leases.withhold(place)
         vfs = self._present(places)
+        await self._site.hands.executor.wait_inherited(slot)  # it may be this very fence
         async with self._site.hands.executor.lane(slot):
             await self._photographer.complete(slot, vfs)
             await self._site.lives.save(slot)
@@ -146,6 +147,7 @@ class VfWork:
         if missing:
             raise NoSuchFunction(f"There is no {lives.get(slot).vf(missing[0])} any more.")
         job = Job(0, "RecoverVF", [], "sriovd")
+        await executor.wait_inherited(slot)  # what a former daemon was at ends before VFs fail for it
         async with self._site.workplace.working_on(job, slot):
             # no event tells of reset methods, and a fence that was cut short was not looked at
             await self._site.hands.picture.refresh([vf.address for vf in self._present(places)])

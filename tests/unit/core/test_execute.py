@@ -380,18 +380,20 @@ def test_a_dead_helper_is_a_failure_and_not_stuck() -> None:
     run_async(test())
 
 
-def test_a_leftover_makes_its_adapter_stuck_until_it_returns() -> None:
+def test_leftovers_make_their_adapter_stuck_until_all_have_returned() -> None:
     async def test() -> None:
-        bench = Bench()
-        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        bench.executor.adopt(
-            Leftover(A, "resetting", Evidence(7, "reset", "pci_dev_wait", 9_000_000), finished)
-        )
+        bench, ends = Bench(), [asyncio.get_running_loop().create_future() for _ in range(2)]
+        for title, finished in zip(("fencing", "resetting"), ends, strict=True):
+            evidence = Evidence(7, "reset", "pci_dev_wait", 9_000_000)
+            bench.executor.adopt(Leftover(A, title, evidence, finished))
+        ends[1].set_result(None)
+        await until(lambda: len(bench.log) == 3)
         with pytest.raises(Stuck) as refusal:
             bench.executor.refuse_stuck(A)
-        assert re.search(r"resetting: reset has not returned .* for 9 s", refusal.value.inside)
-        finished.set_result(None)
+        assert re.search(r"fencing: reset has not returned .* for 9 s", refusal.value.inside)
+        ends[0].set_result(None)
         await until(lambda: bench.log[-1] == f"recovered {A}")
+        assert bench.log[2] == bench.log[0]
         bench.executor.refuse_stuck(A)
 
     run_async(test())
