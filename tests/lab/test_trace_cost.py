@@ -6,6 +6,8 @@ import os
 import statistics
 from pathlib import Path
 
+import pytest
+
 from tests.lab.client import NVME, Client
 
 COUNT = 120
@@ -14,6 +16,7 @@ LIMIT = 1.05
 PROGRAMS = ("tracing.py", "binding.py")
 
 
+@pytest.mark.timeout(600)
 def test_120_traced_vfs_are_bound_as_quickly(client: Client) -> None:
     """By the quickest round that is traced, and the quickest that is not; they take turns in one boot:
     what a busy machine adds to a round is more than 5%, and never less than nothing. udev runs meanwhile."""
