@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sriovd.backend.base import Severity
+from sriovd.core.messages import Message
 from sriovd.trace.reader import Entry, TraceReader
 from sriovd.trace.record import Direction, Record, RecordType, Status
 from sriovd.trace.source import MemorySource
@@ -149,6 +151,34 @@ def test_a_tenant_sees_all_of_its_vf_and_nothing_else(fresh: Client, tmp_path: P
     others_known = [word for word in (*others, "neighbour") if word in text]
     assert others_known == []
     assert not re.search(r"\bVF [1-6]\b", text)
+
+
+def read_audit_trail(guest: Guest, cursor: str) -> list[tuple[str, str, str]]:
+    """Operation, requester and outcome of every mutation after that place in the system's journal."""
+    journal = f"journalctl --output=json --after-cursor='{cursor}' MESSAGE_ID={Message.MUTATION}"
+    lines = guest.run(journal).stdout.splitlines()
+    told = map(json.loads, lines)
+    return [(each["SRIOVD_OPERATION"], each["SRIOVD_REQUESTER"], each["SRIOVD_OUTCOME"]) for each in told]
+
+
+def test_every_mutation_is_in_the_journal_with_who_asked(fresh: Client) -> None:
+    shown = fresh.guest.run("journalctl --lines=0 --show-cursor").stdout
+    cursor = shown.rpartition("cursor: ")[2].strip()
+    with tenants_may_lease(fresh.guest):
+        fresh.set_num_vfs(IGB0, 1)
+        tenant = Tenant(fresh, USER)
+        number = tenant.lease()
+        fresh.refused("Bind", "ssa{sv}", VF, "pci-stub", 0)  # it is leased: nothing is begun
+        tenant.release(number)
+        trail = read_audit_trail(fresh.guest, cursor)
+        print(*trail, sep="\n")
+        uid = int(fresh.guest.run(f"id -u {USER}").stdout)
+        assert ("PrepareLease", f"{USER} (uid {uid})", "done") in trail
+        assert ("CleanLease", f"{USER} (uid {uid})", "done") in trail
+        (made,) = [row for row in trail if row[0] == "SetNumVFs"]
+        assert made[1].startswith("uid 0 (:1.")
+        assert made[2] == "done"
+        assert not [row for row in trail if row[0] == "Bind"]
 
 
 def check_bring_up(records: Sequence[Record]) -> None:
