@@ -6,9 +6,9 @@ so a report on a PF's interface, which has all its VFs, never is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sriovd.backend.steps import Access, ChainResult, Script, Step, StepResult, Verb
 from sriovd.pci import PciAddress
@@ -39,10 +39,9 @@ class Mark(Enum):
     END_OF_INCIDENT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """What a record tells beside its place in the tree: see sriovd.trace.record. `time_nsec`: when it
-    happened; 0: when it is put."""
+    happened; 0: when it is put. A tuple, because one is made for every record."""
 
     type: RecordType
     direction: Direction
