@@ -6,8 +6,8 @@ the format in memory (layout.py) and never change their meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from sriovd.pci import PciAddress
 
@@ -53,8 +53,7 @@ class Status(IntEnum):
     BEGUN = 3  # its END follows
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """`transaction`: its id, rising within one VF's trace. `parent`: that which caused it; 0: nothing.
     `time_nsec`: CLOCK_MONOTONIC when it had happened; `latency_nsec`: how long it took. `operation`: a word,
     `arguments`: text. `errno`: 0 for none. `lost`: how many records are missing right before it."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import mmap
 import sys
 import time
-from dataclasses import replace
 from enum import StrEnum
 
 from sriovd.core.trace import ledger
@@ -26,6 +25,7 @@ _PRODUCER, _LOST, _NEXT_TRANSACTION, _CONSUMER = (
     offset >> 3 for offset in (layout.PRODUCER, layout.LOST, layout.NEXT_TRANSACTION, layout.CONSUMER)
 )
 
+_IS_LITTLE = sys.byteorder == "little"
 _VF = layout.find_offset(layout.HEADER_FIELDS, "vf")
 
 
@@ -88,7 +88,10 @@ class BufferWriter:
 
     def write(self, record: Record) -> None:
         """Append it, or count it as lost."""
-        self._note_transaction(record.transaction + 1)
+        following = record.transaction + 1
+        if following > self._next_transaction:
+            # Before an id is seen: the next daemon's are above it, whenever this one is killed.
+            self._next_transaction = self._account[ledger.NEXT_TRANSACTION] = following
         if self._drops and self._is_full():
             self._lost += 1
             self._account[ledger.LOST] = self._lost
@@ -96,16 +99,11 @@ class BufferWriter:
             self._append(record)
         self._publish_counters()
 
-    def _note_transaction(self, following: int) -> None:
-        """Before an id is seen: the next daemon's are above it, whenever this one is killed."""
-        if following > self._next_transaction:
-            self._next_transaction = self._account[ledger.NEXT_TRANSACTION] = following
-
     def _append(self, record: Record) -> None:
         after = self._producer + 1
         start = layout.HEADER_BYTES + self._producer % self.capacity * layout.RECORD_BYTES
         untold = self._lost - self._told
-        body = layout.encode_record(replace(record, lost=record.lost + untold) if untold else record)
+        body = layout.encode_record(record._replace(lost=record.lost + untold) if untold else record)
         self._words[start >> 3] = 0  # the same in every byte order
         self._bytes[start + layout.BODY : start + layout.RECORD_BYTES] = body
         self._words[start >> 3] = _swap(after)
@@ -126,6 +124,4 @@ class BufferWriter:
 
 def _swap(word: int) -> int:
     """A word of this machine's as the format has it, little-endian, or the other way round."""
-    if sys.byteorder == "little":
-        return word
-    return int.from_bytes(word.to_bytes(8, "little"), "big")
+    return word if _IS_LITTLE else int.from_bytes(word.to_bytes(8, "little"), "big")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Protocol
 
 from sriovd.backend.base import ErrorRecord, Uevent
@@ -23,6 +24,7 @@ from sriovd.trace.record import Direction, Record, RecordType, Status
 
 ROOT_ID = 1
 _EVER = 1 << 63
+_ENDED = attrgetter("ended_nsec")
 
 
 class Sink(Protocol):
@@ -109,11 +111,12 @@ class Stream:
         return self._dropped
 
     def _write(self, records: Iterable[Record]) -> None:
+        kept, sink = self._records, self.sink
         for record in records:
-            self._dropped += len(self._records) == self._records.maxlen
-            self._records.append(record)
-            if self.sink is not None:
-                self.sink.write(record)
+            self._dropped += len(kept) == kept.maxlen
+            kept.append(record)
+            if sink is not None:
+                sink.write(record)
 
     def _make(self, entry: _Entry) -> Iterator[Record]:
         time_nsec, transaction, what = entry
@@ -176,8 +179,10 @@ class Stream:
 
     def _list_ends(self, before_nsec: int) -> Iterator[Record]:
         """Of the transactions that had ended by then; what one has caused has ended before it."""
+        if not self._open:
+            return
         over = [each for each in reversed(self._open) if each.has_ended(before_nsec)]
-        for transaction in sorted(over, key=lambda each: each.ended_nsec):
+        for transaction in sorted(over, key=_ENDED) if len(over) > 1 else over:
             self._open.remove(transaction)
             yield self._end(transaction)
 

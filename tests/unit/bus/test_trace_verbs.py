@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +29,7 @@ from sriovd.daemon import _contract_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
 from tests.unit.core.trace.buffers import FakeRecorder, make_memfd, make_record
+from tests.unit.trace.buffers import replace
 
 from .support import in_loop
 from .test_recovery_verbs import (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
-from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -50,6 +50,11 @@ RECORDS = st.builds(
     parent=U64,
     lost=U32,
 )
+
+
+def replace(record: Record, **changes: Any) -> Record:
+    """The record with other values."""
+    return record._replace(**changes)
 
 
 class Buffer:

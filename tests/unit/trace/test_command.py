@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from sriovd.trace.__main__ import main
 from sriovd.trace.layout import CONSUMER, Flag
 from sriovd.trace.record import RecordType, Status
-from tests.unit.trace.buffers import PLAIN, Buffer
+from tests.unit.trace.buffers import PLAIN, Buffer, replace
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FIRST = "[   12.345678] #1 <2 0000:01:10.2 write to-kernel bind ok 1234 us vfio-pci"

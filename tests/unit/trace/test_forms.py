@@ -6,7 +6,6 @@ import errno
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from sriovd.trace.names import ERROR_NAMES
 from sriovd.trace.reader import Entry
 from sriovd.trace.record import Direction, Record, RecordType, Status
 from sriovd.trace.text import Tree, escape, format_entry
-from tests.unit.trace.buffers import PLAIN, RECORDS, VF
+from tests.unit.trace.buffers import PLAIN, RECORDS, VF, replace
 
 EMPTY = Record(RecordType.NOTE, Direction.NONE, Status.OK, VF, "")
 LINES = [

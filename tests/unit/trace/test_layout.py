@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -27,7 +26,7 @@ from sriovd.trace.layout import (
     encode_record,
 )
 from sriovd.trace.record import Direction, Record, RecordType, Status
-from tests.unit.trace.buffers import PLAIN, RECORDS, U32, U64, VF
+from tests.unit.trace.buffers import PLAIN, RECORDS, U32, U64, VF, replace
 
 # Written down a second time on purpose: programs were compiled with these.
 HEADER_OFFSETS = {

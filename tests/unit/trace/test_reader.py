@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from sriovd.trace.layout import CONSUMER, HEADER_BYTES, LOST, PRODUCER, RECORD_BYTES, Flag, TraceError
 from sriovd.trace.reader import TraceReader
 from sriovd.trace.source import MemorySource, Source, open_source
-from tests.unit.trace.buffers import PLAIN, Buffer
+from tests.unit.trace.buffers import PLAIN, Buffer, replace
 
 
 def sequences(reader: TraceReader) -> list[int]:
