@@ -5,7 +5,10 @@ What only one way of running needs is imported where it runs: a daemon that D-Bu
 
 from __future__ import annotations
 
+import gc
 import sys
+
+gc.disable()  # nothing of what is loaded is garbage, and looking through all of it takes time
 
 # asyncio does without TLS; loading OpenSSL is a tenth of the daemon's start.
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
@@ -29,6 +32,9 @@ from sriovd.core.messages import FIELDS_ATTRIBUTE
 from sriovd.core.policy import DIRECTORIES
 from sriovd.core.store import MEMORY
 from sriovd.daemon import Settings, serve
+
+gc.freeze()
+gc.enable()
 
 _EPILOG = """\
 Talk to it with busctl:
