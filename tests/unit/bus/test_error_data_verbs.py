@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +21,9 @@ from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, NotOwner, SriovdError
-from sriovd.core.lease.choose import Wish
-from sriovd.core.lifecycle import CountOptions
 from sriovd.daemon import _contract_for
 from sriovd.pci import PciAddress
+from tests.unit.bus.leasedhost import leased_host
 
 from .support import in_loop
 from .test_recovery_verbs import (
@@ -96,22 +93,8 @@ def named(owner: str) -> dict[str, Variant]:
 
 @asynccontextmanager
 async def site() -> AsyncIterator[Site]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        backend = SimulatedBackend(str(Path(directory) / "sys"), machine=(("igb", str(PF)),))
-        await backend.start()
-        made = Site(backend)
-        engine = made.engine
-        await engine.look_around()
-        engine.take_up_leases(frozenset())
-        assert await engine.lifecycle.set_num_vfs(PF, 2, CountOptions(), "test").wait(10_000_000)
-        lease = await engine.leases.lease(TENANT, OWNER, Wish(address=LEASED), "vfio-pci")
-        await engine.leases.wait_begun(lease.number)
+    async with leased_host(Site, PF, LEASED, TENANT, OWNER) as made:
         yield made
-        await engine.recovery.close()
-        await engine.leases.close()
-        await engine.close()
-        await backend.stop()
 
 
 @in_loop

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,11 +28,10 @@ from sriovd.core.errors import (
     SriovdError,
     TimedOut,
 )
-from sriovd.core.lease.choose import Wish
-from sriovd.core.lifecycle import CountOptions
 from sriovd.core.recovery.standing import BundleHead, PeStanding
 from sriovd.daemon import _contract_for
 from sriovd.pci import PciAddress
+from tests.unit.bus.leasedhost import leased_host
 
 from .fakedesk import Everybody, FakeDesk
 from .support import in_loop, until
@@ -108,21 +104,8 @@ class Site:
 
 @asynccontextmanager
 async def site() -> AsyncIterator[Site]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        backend = SimulatedBackend(str(Path(directory) / "sys"), machine=(("igb", str(PF)),))
-        await backend.start()
-        made = Site(backend)
-        engine = made.engine
-        await engine.look_around()
-        engine.take_up_leases(frozenset())
-        assert await engine.lifecycle.set_num_vfs(PF, 2, CountOptions(), "test").wait(10_000_000)
-        lease = await engine.leases.lease(TENANT, OWNER, Wish(address=LEASED), "vfio-pci")
-        await engine.leases.wait_begun(lease.number)
+    async with leased_host(Site, PF, LEASED, TENANT, OWNER) as made:
         yield made
-        await engine.leases.close()
-        await engine.close()
-        await backend.stop()
 
 
 @pytest.mark.parametrize(("member", "state"), [("Unfreeze", "online"), ("WaitPermitted", "permitted")])

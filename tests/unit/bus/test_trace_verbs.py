@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,13 +19,12 @@ from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
 from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, NotSupported, SriovdError
-from sriovd.core.lease.choose import Wish
-from sriovd.core.lifecycle import CountOptions
 from sriovd.core.trace.desk import Shelf, TraceDesk
 from sriovd.core.trace.transaction import transaction
 from sriovd.daemon import _contract_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
+from tests.unit.bus.leasedhost import leased_host
 from tests.unit.core.trace.buffers import FakeRecorder, make_memfd, make_record
 from tests.unit.trace.buffers import replace
 
@@ -84,22 +81,9 @@ class Site:
 
 @asynccontextmanager
 async def site() -> AsyncIterator[Site]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        backend = SimulatedBackend(str(Path(directory) / "sys"), machine=(("igb", str(PF)),))
-        await backend.start()
-        made = Site(backend)
-        engine = made.engine
-        await engine.look_around()
-        engine.take_up_leases(frozenset())
-        assert await engine.lifecycle.set_num_vfs(PF, 2, CountOptions(), "test").wait(10_000_000)
-        lease = await engine.leases.lease(TENANT, OWNER, Wish(address=LEASED), "vfio-pci")
-        await engine.leases.wait_begun(lease.number)
+    async with leased_host(Site, PF, LEASED, TENANT, OWNER) as made:
         yield made
         os.close(made.memory)
-        await engine.leases.close()
-        await engine.close()
-        await backend.stop()
 
 
 @pytest.mark.parametrize("verb", VERBS)
