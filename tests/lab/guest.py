@@ -255,6 +255,15 @@ class Guest:
             content += chunk
         return bytes(content)
 
+    def forget_kernel_messages(self) -> None:
+        """`kernel_messages` tells what comes after this. The kernel's buffer is a ring that loses its oldest
+        lines: who counts a line before and after finds fewer, and a line found may be an earlier test's.
+        """
+        self.run("dmesg --clear")
+
+    def kernel_messages(self) -> str:
+        return self.run("dmesg").stdout
+
     def request(self, operation: str, *, timeout_s: float = COMMAND_TIMEOUT_S, **values: Any) -> Frame:
         """One operation of the agent (see agent.Agent.OPERATIONS) and its reply."""
         return self.await_reply(self._send({"op": operation} | values, operation), timeout_s)

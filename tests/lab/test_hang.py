@@ -24,10 +24,10 @@ GIVES_UP_S = 100.0  # the kernel waits 65 s for a function that is dead, and the
 
 def fail_fatally(client: Client) -> None:
     """A fatal error, and the kernel's attempt to recover from it, which fails here."""
-    inject_error(client.guest, IGB0, Severity.FATAL)
-    wait_until(
-        lambda: "device recovery failed" in client.guest.run("dmesg").stdout, 60.0, "the kernel to give up"
-    )
+    guest = client.guest
+    guest.forget_kernel_messages()
+    inject_error(guest, IGB0, Severity.FATAL)
+    wait_until(lambda: "device recovery failed" in guest.kernel_messages(), 60.0, "the kernel to give up")
 
 
 @pytest.fixture

@@ -148,11 +148,11 @@ def test_the_audit_knows_what_will_defeat_the_kernel(fresh: Client, driver: str)
     print("VF:", *audit, "adapter:", *adapter(fresh, IGB0, "Audit"), sep="\n")
     assert any(("no driver" if driver == "none" else driver) in finding.lower() for finding in audit)
     assert adapter(fresh, IGB0, "Audit") != []
-    guest.run("dmesg --clear")  # it forgets its oldest lines by itself
+    guest.forget_kernel_messages()
     inject_error(guest, IGB0, Severity.NONFATAL)
     wait_frozen(fresh, IGB0, 1)
     wait_recovered(fresh, IGB0)
-    assert guest.run("dmesg").stdout.count("device recovery failed") == 1
+    assert guest.kernel_messages().count("device recovery failed") == 1
     assert kernel_vfs(guest, IGB0) == drivers
     assert set(vf_states(fresh, IGB0).values()) == {"online"}
     print(f"rung {adapter(fresh, IGB0, 'Rung')}")
