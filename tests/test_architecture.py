@@ -22,7 +22,7 @@ MAX_LINES = 400
 PCI = ("sriovd.pci", "sriovd.pci_aer", "sriovd.pci_registers")
 SEAM = (
     "sriovd.backend.base", "sriovd.backend.driver_events", "sriovd.backend.steps",
-    "sriovd.backend.vf_attributes", *PCI,
+    "sriovd.backend.vf_attributes", "sriovd.backend.vf_mentions", *PCI,
 )  # fmt: skip
 EVERYTHING = ("sriovd",)
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd.backend.driver_events": ("sriovd.pci",),
     "sriovd.backend.steps": ("sriovd.pci",),
     "sriovd.backend.vf_attributes": (),
+    "sriovd.backend.vf_mentions": (),
     "sriovd.backend.base": SEAM,
     "sriovd.backend.sysfs": (*SEAM, "sriovd.backend.sysfs_directory"),
     "sriovd.backend.sysfs_directory": SEAM,

@@ -1,9 +1,9 @@
 """Which VFs an event of the host concerns, and what their records say of it. Pure.
 
 Rule: default deny. An event belongs to a VF when the kernel's own fields say so, or when it is about its PF
-and the PF's driver has written exactly one VF's number into it, in the one form in which that driver numbers
-VFs from 0. What names another VF, several, or another function's address belongs to nobody: a trace is read
-by a tenant, who learns nothing of his neighbours. Nor has a text whose end may be missing an owner.
+and names exactly one VF in the form of the PF's driver (backend/vf_mentions.py). What names another VF,
+several, or another function's address belongs to nobody: a trace is read by a tenant, who learns nothing of
+his neighbours. Nor has a text whose end may be missing an owner.
 """
 
 from __future__ import annotations
@@ -22,31 +22,14 @@ from sriovd.backend.driver_events import (
     MessagesLost,
     ReportSource,
 )
+from sriovd.backend.vf_mentions import find_addresses, find_index
 from sriovd.core.recovery.record import Place
 from sriovd.pci import PciAddress
 from sriovd.pci_aer import CORRECTABLE_NAMES, UNCORRECTABLE_NAMES, bit_names
 from sriovd.trace.record import Direction, RecordType, Status
 
-# How PF drivers write a VF into a message, each in its own source: "VF %d" with the index that sysfs has in
-# virtfnN. In drivers/net/ethernet/intel/, Linux 6.1 to 7.2: igb/igb_main.c counts j < vfs_allocated_count;
-# ixgbe/ixgbe_sriov.c likewise; i40e/i40e_virtchnl_pf.c i40e_alloc_vfs sets vfs[i].vf_id = i;
-# ice/ice_sriov.c ice_create_vf_entries likewise. The other forms there do not count from this PF's first VF
-# ("VF# %d", "VF number 0x%02x": i40e and ice print a register that counts all VFs of the device) or do not
-# say (mlx5's vports begin with the PF).
-_VF_AND_INDEX = re.compile(r"\bVF (0|[1-9][0-9]{0,3})(?![\w#/-]|[.:]\S)", re.ASCII)
-NUMBERING: Mapping[str, re.Pattern[str]] = dict.fromkeys(("igb", "ixgbe", "i40e", "ice"), _VF_AND_INDEX)
-
-# Whatever else could be meant for a VF, in any spelling: it must be one of those above, or of no VF at all.
-_MENTION = re.compile(r"vf|virtual\s*f|virtfn|vport|function", re.IGNORECASE)
-_HARMLESS = re.compile(
-    r"\b[Tt]he VF (driver|device|MAC address)\b(?!\s*[0-9#])|\bmdd-(auto-reset|disable)-vfs?=(on|off)\b"
-)
+# Whatever could be meant for a VF's number, in any spelling.
 _ANY_NUMBER = re.compile(r"(?:vf|virtual function|virtfn|vport)s?\W{0,2}([0-9]+)", re.IGNORECASE | re.ASCII)
-# A list goes on with a number: "VF 1, 2", "VF 1 and 2", "VF 1 to 3".
-_GOES_ON = re.compile(r"\s*(,|;|&|\+|/|-|\.\.|and|or|to|through|until)\s*(VF\s*)?[0-9]", re.IGNORECASE)
-_ADDRESS = re.compile(
-    r"(?<![0-9a-f:])(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f](?![0-9a-f:])", re.IGNORECASE
-)
 # Of a uevent's properties.
 _SHOWN = ("DRIVER", "ERROR_EVENT", "DEVICE_ONLINE")
 Told = Uevent | ErrorRecord | DriverEvent
@@ -115,24 +98,9 @@ def _find_named(message: DriverMessage | DeviceReport, host: Neighbourhood) -> l
     return [(pf, index)] if _names_no_other(message.text, {pf, vfs[index]}) else []
 
 
-def find_index(driver: str, text: str) -> int | None:
-    """The index of the one VF that a message of that PF driver names; None when it names none or more, or
-    in another form than that driver's."""
-    if driver not in NUMBERING:
-        return None
-    named = list(NUMBERING[driver].finditer(text))
-    if len({match[1] for match in named}) != 1 or any(_GOES_ON.match(text, match.end()) for match in named):
-        return None
-    understood = [match.span() for match in (*named, *_HARMLESS.finditer(text))]
-    mentions = (match.start() for match in _MENTION.finditer(text))
-    is_clear = all(any(begin <= at < end for begin, end in understood) for at in mentions)
-    return int(named[0][1]) if is_clear else None
-
-
 def _names_no_other(text: str, known: set[PciAddress]) -> bool:
-    """Whether every PCI address in `text` is of `known`; one without a domain is nobody's for sure."""
-    names = {str(address) for address in known}
-    return all(match[0].lower() in names for match in _ADDRESS.finditer(text))
+    """Whether every PCI address in `text` is of `known`."""
+    return find_addresses(text) <= {str(address) for address in known}
 
 
 def describe(event: Told, *, is_own: bool = True) -> Telling:

@@ -23,8 +23,9 @@ from sriovd.backend.driver_events import (
     MessagesLost,
     ReportSource,
 )
+from sriovd.backend.vf_mentions import NUMBERING, find_index
 from sriovd.core.recovery.record import Place
-from sriovd.core.trace.joining import NUMBERING, Neighbourhood, Telling, find_index, join
+from sriovd.core.trace.joining import Neighbourhood, Telling, join
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, RecordType, Status
 
@@ -116,6 +117,21 @@ def test_a_pf_driver_names_one_vf(text: str) -> None:
 )
 def test_a_message_that_names_others_or_nobody_for_sure_is_nobodys(text: str) -> None:
     assert places_of(say(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "text"),
+    [
+        ("ixgbe", "VF Reset msg received from vf 1"),
+        ("i40e", "VF reset check timeout on VF 1"),
+        ("ice", "VF reset check timeout on VF 1"),
+    ],
+)
+def test_messages_that_speak_of_vf_resets_are_known_by_their_whole_text(driver: str, text: str) -> None:
+    assert places_of(say(text, driver=driver), driver) == [(PF, 1)]
+    assert places_of(say(text)) == []  # igb says no such thing
+    for other in (f"{text}0000", f"{text}, 2", f"{text} and VF 2", f"so {text}", text.replace("1", "01")):
+        assert places_of(say(other, driver=driver), driver) == [], other
 
 
 @pytest.mark.parametrize("driver", ["mlx5_core", "nvme", "vfio-pci", "kernel", ""])
