@@ -64,12 +64,14 @@ class MailboxMessage:
 
 @dataclass(frozen=True, slots=True)
 class MessagesLost:
-    """`count` messages or reports about the device at `address` came too densely to be told. `address` None:
-    whose they were is not known; `count` 0: how many is not."""
+    """`count` messages or reports about the device at `address` are missing: they came too densely, or their
+    source has failed. `address` None: whose they were is not known; `count` 0: how many is not. `vf`: the
+    index of the VF that each of them named, and no other (backend/vf_mentions.py); None: not known."""
 
     address: PciAddress | None
     count: int
     at_usec: int
+    vf: int | None = None
 
 
 DriverEvent = DriverMessage | DeviceReport | MailboxMessage | MessagesLost

@@ -73,7 +73,10 @@ def join(event: KernelEvent, host: Neighbourhood) -> list[tuple[Place, Telling]]
         return [(each, describe(event)) for each in places]
     if isinstance(event, Uevent | MailboxMessage) or own:
         return [(each, describe(event)) for each in own]
-    # What befalls one of an adapter's PFs befalls all. Of a PF's lost messages nobody knows whom they named.
+    if isinstance(event, MessagesLost) and event.vf is not None:
+        is_there = event.vf in host.vfs_of(event.address)
+        return [((event.address, event.vf), describe(event))] if is_there else []
+    # What befalls one of an adapter's PFs befalls all. Of other lost messages nobody knows whom they named.
     pfs = host.pfs_beside(event.address) if isinstance(event, ErrorRecord) else (event.address,)
     telling = describe(event, is_own=False)
     return [((pf, index), telling) for pf in pfs for index in sorted(host.vfs_of(pf))]

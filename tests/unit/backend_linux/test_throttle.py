@@ -6,17 +6,19 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sriovd.backend.driver_events import (
+    TEXT_LIMIT,
     DeviceReport,
     DriverEvent,
     DriverMessage,
     MessagesLost,
     ReportSource,
 )
-from sriovd.backend.linux.throttle import SAME_AT_MOST, TEXTS_AT_MOST, Message, Throttle
+from sriovd.backend.linux.throttle import ALL_TEXTS_AT_MOST, SAME_AT_MOST, TEXTS_AT_MOST, Message, Throttle
 from sriovd.pci import PciAddress
 
 if TYPE_CHECKING:
@@ -77,9 +79,53 @@ def test_reports_that_flood_are_lost_and_counted() -> None:
     assert told[SAME_AT_MOST:] == [MessagesLost(PF, 100 - SAME_AT_MOST, 5)]
 
 
-def test_too_many_texts_are_counted_by_device() -> None:
-    told = pass_on(*[say(str(number), number) for number in range(TEXTS_AT_MOST + 5)], say("z", 9999, OTHER))
-    assert told[TEXTS_AT_MOST:] == [MessagesLost(PF, 5, 9999), MessagesLost(OTHER, 1, 9999)]
+@pytest.mark.parametrize("text", ["VF {} asks for 5", "VF Reset msg received from vf {}"])
+def test_the_number_of_a_vf_makes_a_text_another(text: str) -> None:
+    messages = [DriverMessage(PF, "ixgbe", text.format(index), 0) for index in range(99) for _ in range(9)]
+    told = pass_on(*messages)
+    assert len(told) == 99 * (SAME_AT_MOST + 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["opcode {n}, len 22", "error -{n}", "type {n:x}f", "word {n:#x}", "queue{n}", "q_{n}_", "Q{n}.{n}"],
+)
+def test_no_other_number_makes_a_text_another(text: str) -> None:
+    told = pass_on(*[say(f"Invalid message from VF 3, {text.format(n=number)}") for number in range(1000)])
+    assert len(told) == SAME_AT_MOST + 1
+
+
+def make_words(count: int) -> list[str]:
+    """So many that differ in more than numbers."""
+    return ["".join("ghijklmnop"[int(digit)] for digit in str(number)) for number in range(count)]
+
+
+def test_who_makes_many_texts_hides_his_own_and_they_are_counted_for_him() -> None:
+    words = make_words(TEXTS_AT_MOST + 5)
+    flood = [say(f"VF 3 is {word}", 9) for word in words]
+    others = [say("VF 1 is ill"), say("link is up"), say("VF 3 is ill", address=OTHER)]
+    told = pass_on(*flood, *others)
+    assert told == [*flood[:TEXTS_AT_MOST], *others, MessagesLost(PF, 5, 9, vf=3)]
+
+
+@pytest.mark.parametrize(
+    "text", ["VF 3 and VF 4 are", "VF# 3 is", "VF 3 at 0000:01:10.6 is", "it is", f"VF 3 is {'x' * 600}"]
+)
+def test_what_names_no_vf_for_sure_is_counted_by_device(text: str) -> None:
+    flood = [say(f"{word} says {text}"[:TEXT_LIMIT]) for word in make_words(TEXTS_AT_MOST + 5)]
+    assert pass_on(*flood, say("VF 3 is ill"))[TEXTS_AT_MOST:] == [
+        say("VF 3 is ill"),
+        MessagesLost(PF, 5, 0),
+    ]
+
+
+def test_what_is_kept_in_a_window_is_bounded() -> None:
+    words = make_words(TEXTS_AT_MOST)
+    messages = [say(f"VF {vf} is {word}") for vf in range(200) for word in words]
+    told = pass_on(*messages)
+    assert told[:ALL_TEXTS_AT_MOST] == messages[:ALL_TEXTS_AT_MOST]
+    lost = told[ALL_TEXTS_AT_MOST:]
+    assert sum(each.count for each in lost if isinstance(each, MessagesLost)) == 200 * 32 - ALL_TEXTS_AT_MOST
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([PF, OTHER]))))

@@ -257,6 +257,8 @@ def test_lost_messages_are_counted_for_whom_they_were_for_sure() -> None:
     assert join(MessagesLost(VFS[3], 7, 5), make_host()) == [
         ((PF, 3), tell(RecordType.NOTE, "messages-lost", "7 of this VF", Status.FAILED))
     ]
+    assert join(MessagesLost(PF, 7, 5, vf=3), make_host()) == join(MessagesLost(VFS[3], 7, 5), make_host())
+    assert places_of(MessagesLost(TWIN, 7, 5, vf=3)) == []  # there is none
     of_pf = join(MessagesLost(TWIN, 7, 5), make_host())
     assert of_pf == [
         ((TWIN, 0), tell(RecordType.NOTE, "messages-lost", "perhaps of this VF", Status.FAILED))
