@@ -79,7 +79,9 @@ PURE_FOR_OWNERS = (
 )  # fmt: skip
 FORBIDDEN = {
     "sriovd.backend.model": NO_FILES_NO_TIME,
+    "sriovd.backend.vf_mentions": NO_FILES_NO_TIME,
     "sriovd.core.trace.joining": NO_FILES_NO_TIME,
+    "sriovd.core.trace.tally": NO_FILES_NO_TIME,
     **{f"sriovd.core.policy.{name}": NO_FILES_NO_TIME for name in PURE_POLICY},
     **{f"sriovd.core.recovery.{name}": NO_FILES_NO_TIME for name in PURE_RECOVERY},
     **{f"sriovd.core.{name}": NO_FILES_NO_TIME for name in PURE_FOR_OWNERS},

@@ -98,7 +98,7 @@ def indexes_of(event: Event) -> list[int]:
     """The VFs that a message is joined to."""
     vfs = {0: PciAddress.parse("0000:01:10.0"), 1: VF_AT}
     places = {address: (PF_AT, index) for index, address in vfs.items()}
-    host = Neighbourhood(places.get, lambda _: "igb", lambda _: vfs, lambda pf: (pf,))
+    host = Neighbourhood(places.get, lambda _: "igb", lambda _: vfs, lambda pf: (pf,), lambda: ())
     return [index for (_, index), _ in join(to_message(event), host)]
 
 

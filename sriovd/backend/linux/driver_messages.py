@@ -105,6 +105,7 @@ class DriverMessages:
         except OSError as error:
             _log.warning("Messages of drivers cannot be followed any more: %s", error)
             self.stop()
+            self._put(MessagesLost(None, 0, _now_usec()))
 
     def _receive(self) -> None:
         is_end = self._count() if self._passed_over else self._read()

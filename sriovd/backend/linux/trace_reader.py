@@ -111,8 +111,8 @@ class TraceReader(Generic[T]):
             filled = [buffer for buffer, state in self._poll.poll(0) if state & select.POLLIN]
             pages = [page for buffer in filled for page in _read_pages(buffer)]
         except OSError as error:
-            _log.warning("The kernel's records of %s cannot be read any more: %s", self._title, error)
             self.stop()
+            self._report_loss(f"the records of {self._title} cannot be read any more: {error}")
             return
         records = [record for page in pages for record in self._split(page)]
         for time_nsec, data in sorted(records, key=itemgetter(0)):

@@ -9,7 +9,7 @@ his neighbours. Nor has a text whose end may be missing an owner.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from sriovd.backend.base import ErrorRecord, EventsLost, KernelEvent, LinkChanged, Severity, Uevent
@@ -32,7 +32,7 @@ from sriovd.trace.record import Direction, RecordType, Status
 _ANY_NUMBER = re.compile(r"(?:vf|virtual function|virtfn|vport)s?\W{0,2}([0-9]+)", re.IGNORECASE | re.ASCII)
 # Of a uevent's properties.
 _SHOWN = ("DRIVER", "ERROR_EVENT", "DEVICE_ONLINE")
-Told = Uevent | ErrorRecord | DriverEvent
+Told = Uevent | ErrorRecord | EventsLost | DriverEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,24 @@ class Neighbourhood:
     `place_of`: the place of the VF at an address, None for what is no VF. `pf_driver_of`: the driver of the
     PF at an address, empty for none and for what is no PF. `vfs_of`: the VFs of a PF, by index.
     `pfs_beside`: all PFs of the adapter of the PF at an address, itself too; none for what is no PF.
+    `list_traced`: the VFs whose owners read along.
     """
 
     place_of: Callable[[PciAddress], Place | None]
     pf_driver_of: Callable[[PciAddress], str]
     vfs_of: Callable[[PciAddress], Mapping[int, PciAddress]]
     pfs_beside: Callable[[PciAddress], tuple[PciAddress, ...]]
+    list_traced: Callable[[], Collection[Place]]
 
 
 def join(event: KernelEvent, host: Neighbourhood) -> list[tuple[Place, Telling]]:
-    """The places of the VFs that `event` concerns, with what each is told of it; none for most."""
-    if isinstance(event, EventsLost | LinkChanged) or event.address is None:
+    """The places of the VFs that `event` concerns, with what is told of it, the same to each; none for most.
+    What the whole host has lost may be anybody's, who would believe that nothing is missing."""
+    if isinstance(event, LinkChanged):
         return []
+    if isinstance(event, EventsLost) or event.address is None:
+        telling = describe(event, is_own=False)
+        return [(each, telling) for each in host.list_traced()]
     place = host.place_of(event.address)
     own = [] if place is None else [place]
     if isinstance(event, DriverMessage | DeviceReport):
@@ -127,6 +133,8 @@ def describe(event: Told, *, is_own: bool = True) -> Telling:
         case MessagesLost():
             whose = f"{event.count} of this VF" if is_own and event.count else "perhaps of this VF"
             return _tell(RecordType.NOTE, "messages-lost", whose, event.at_usec, Status.FAILED)
+        case EventsLost():
+            return _tell(RecordType.NOTE, "events-lost", "perhaps of this VF", 0, Status.FAILED)
 
 
 def _describe_error(event: ErrorRecord, *, is_own: bool) -> Telling:

@@ -106,11 +106,12 @@ def note_hang(step: Step, running_usec: int) -> Note:
     )  # fmt: skip
 
 
-def note_telling(telling: Telling) -> Note:
-    """What an event tells a VF."""
+def note_telling(telling: Telling, times: int = 1) -> Note:
+    """What an event tells a VF, which has come so often."""
     is_trouble = telling.type is RecordType.ERROR and telling.status is not Status.OK
+    arguments = f"{telling.arguments} ({times} times)" if times > 1 else telling.arguments
     return Note(
-        telling.type, telling.direction, telling.status, telling.operation, telling.arguments,
+        telling.type, telling.direction, telling.status, telling.operation, arguments,
         mark=Mark.ERROR if is_trouble else None, time_nsec=telling.time_nsec,
     )  # fmt: skip
 

@@ -7,12 +7,14 @@ before. Operators may read that, too. The cost of an event does not depend on ho
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sriovd.backend.base import EventsLost, Evidence, KernelEvent, LinkChanged, Uevent, UeventAction
+from sriovd.backend.base import Evidence, KernelEvent, LinkChanged, Uevent, UeventAction
+from sriovd.backend.driver_events import DeviceReport, DriverMessage, MessagesLost
 from sriovd.backend.steps import ChainResult, Script
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
 from sriovd.core.recovery.record import Place
@@ -29,6 +31,7 @@ from sriovd.core.trace.notes import (
     subject_of,
 )
 from sriovd.core.trace.stream import Sink, Stream
+from sriovd.core.trace.tally import Counted, Tally
 from sriovd.core.trace.transaction import CURRENT, Transaction, speaks_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
@@ -39,21 +42,26 @@ KEPT_OF_ALL = 32768  # some 30 MB
 KEPT_AT_LEAST = 4
 KEPT_EARLY = 1024  # functions of which something was told before they were seen
 KEPT_OF_EARLY = 16  # entries of each
+# A message of a driver's is stamped when journald has received it: of a burst of 600 lines the last are 2 s
+# late (emulated). What was said right before a lease ended looks as if it had been said afterwards, and may
+# be the words of a VM that the next owner must know nothing of. So what may be so is taken to be so.
+LATE_NSEC = 3_000_000_000
 
 
 @dataclass(slots=True)
 class _Trace:
     """`lease`: the number of the present one, 0 for none. `before`: what was until the last lease's end,
-    which was at `since_nsec` (CLOCK_MONOTONIC)."""
+    which was at `since_nsec` (CLOCK_MONOTONIC; 0: none has ended lately); None: it is not kept."""
 
     stream: Stream
     lease: int = 0
     before: Stream | None = None
     since_nsec: int = 0
 
-    def stream_at(self, time_nsec: int) -> Stream:
-        """Where that is told which has happened then (0: now): a driver's message comes seconds late."""
-        return self.before if self.before is not None and 0 < time_nsec < self.since_nsec else self.stream
+    def stream_at(self, time_nsec: int, late_nsec: int) -> Stream | None:
+        """Where that is told which has happened then (0: now), or up to `late_nsec` before."""
+        is_before = self.since_nsec and 0 < time_nsec < self.since_nsec + late_nsec
+        return self.before if is_before else self.stream
 
 
 class Recorder:
@@ -63,10 +71,14 @@ class Recorder:
         self._inventory = inventory
         self._traces: dict[Place, _Trace] = {}
         self._leased: dict[int, Place] = {}
+        self._leased_on: defaultdict[str, dict[int, Place]] = defaultdict(dict)  # the same by adapter
         self._at: dict[PciAddress, Stream] = {}  # the traces of the VFs that are there, by address
         self._early: OrderedDict[PciAddress, Stream] = OrderedDict()
         self._away: dict[PciAddress, Place] = {}  # of leased VFs that are being made again
+        self._ended: dict[Place, int] = {}  # when leases have, of late, the oldest first
         self._sinks: set[int] = set()  # leases that have one
+        self._tally = Tally()
+        self._alarm: asyncio.TimerHandle | None = None
         self.on_wanted: Callable[[bool], None] = lambda _: None  # whether anybody has, when that changes
         inventory.listen(guarded(self._take_change))
 
@@ -113,14 +125,32 @@ class Recorder:
         """An event of the host."""
         if isinstance(event, Uevent):
             self._take_uevent(event)
-        elif not isinstance(event, EventsLost | LinkChanged):
-            from sriovd.core.trace.joining import Neighbourhood, join  # most events never need it
+        elif not isinstance(event, LinkChanged):
+            now_nsec = time.monotonic_ns()
+            self._tell(self._tally.take(event, now_nsec))
+            if self._alarm is None and (due_nsec := self._tally.due_nsec):
+                loop, left_sec = asyncio.get_running_loop(), (due_nsec - now_nsec) / 1e9
+                self._alarm = loop.call_later(left_sec, guarded(self._flush))
 
-            host = Neighbourhood(
-                self._place_of, self._pf_driver_of, self._inventory.vfs_of, self._pfs_beside
-            )
-            for place, telling in join(event, host):
-                self._put(place, note_telling(telling))
+    def _flush(self) -> None:
+        """Tell what was only counted by now."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+            self._tell(self._tally.flush(time.monotonic_ns()))
+
+    def _tell(self, events: Iterable[Counted]) -> None:
+        from sriovd.core.trace.joining import Neighbourhood, join  # most events never need it
+
+        host = Neighbourhood(
+            self._place_of, self._pf_driver_of, self._inventory.vfs_of, self._pfs_beside, self._list_traced
+        )
+        for event, times in events:
+            if told := join(event, host):
+                note = note_telling(told[0][1], times)  # the same for all
+                is_late = isinstance(event, DriverMessage | DeviceReport | MessagesLost)
+                for place, _ in told:
+                    self._put(place, note, LATE_NSEC if is_late else 0)
 
     def _take_uevent(self, event: Uevent) -> None:
         stream = self._at.get(event.address) or self._stream_of(event.address)
@@ -133,11 +163,12 @@ class Recorder:
         elif stream is not None:
             stream.put_of(None, event)
 
-    def _put(self, place: Place, note: Note) -> None:
-        """It has happened, and nobody has asked for it."""
+    def _put(self, place: Place, note: Note, late_nsec: int = 0) -> None:
+        """It has happened, or up to `late_nsec` before it says, and nobody has asked for it."""
         trace = self._trace(place)
-        if trace is not None:
-            trace.stream_at(note.time_nsec).put_of(None, note)
+        stream = trace.stream_at(note.time_nsec, late_nsec) if trace is not None else None
+        if stream is not None:
+            stream.put_of(None, note)
 
     def note_pe(self, place: Place, state: str, cause: str, mark: Mark | None) -> None:
         """The PE of the VF there, or of its adapter, has come to that state."""
@@ -145,9 +176,8 @@ class Recorder:
 
     def note_adapter(self, slot: str, state: str, mark_of: Callable[[Place], Mark | None]) -> None:
         """The PE of the adapter in that slot has come to that state: its VFs' owners are told."""
-        for place in self._leased.values():
-            if str(place[0].slot) == slot:
-                self.note_pe(place, f"adapter-{state}", "", mark_of(place))
+        for place in self._leased_on[slot].values():
+            self.note_pe(place, f"adapter-{state}", "", mark_of(place))
 
     # Leases.
 
@@ -156,7 +186,8 @@ class Recorder:
         if number in self._leased:
             return
         trace = self._traces.get(place) or self._begin(place)
-        self._leased[number], trace.lease = place, number
+        self._leased[number] = self._leased_on[str(place[0].slot)][number] = place
+        trace.lease = number
         arguments = f"{number} of {owner}"
         trace.stream.put(
             Note(RecordType.BEGIN, Direction.FROM_OWNER, Status.BEGUN, "lease", arguments, mark=Mark.LEASE)
@@ -165,18 +196,29 @@ class Recorder:
     def end_lease(self, number: int) -> None:
         """It is over: what was traced meanwhile is nobody's but operators', whatever else may fail here."""
         place = self._leased.pop(number, None)
-        trace = self._traces.get(place) if place is not None else None
-        if place is None or trace is None:
+        if place is None:
             return
-        over = trace.stream
+        self._leased_on[str(place[0].slot)].pop(number, None)
+        if (trace := self._traces.get(place)) is None:
+            return
+        over, now_nsec = trace.stream, time.monotonic_ns()
+        self._note_ended(place, now_nsec)
         if self._address_of(place) is None:
-            self._forget_away(place)
+            self._forget_away(place, trace)
             del self._traces[place]
         else:
             trace.before, trace.stream, trace.lease = over, self._make(over.vf), 0
-            trace.since_nsec = time.monotonic_ns()
+            trace.since_nsec = now_nsec
             self._at[over.vf] = trace.stream
         self._let_go(number, over)
+        self._flush()  # what was counted by now was before
+
+    def _note_ended(self, place: Place, now_nsec: int) -> None:
+        """Known as long as it matters, should the VF be made again."""
+        self._ended.pop(place, None)
+        self._ended[place] = now_nsec
+        while (oldest := next(iter(self._ended))) != place and self._ended[oldest] < now_nsec - LATE_NSEC:
+            del self._ended[oldest]
 
     def attach(self, number: int, sink: Sink, history: bool) -> None:
         """Write the records of that lease to `sink`; with `history`, those that are kept first. Raises
@@ -235,19 +277,20 @@ class Recorder:
         """It is seen for the first time, or again."""
         early, trace = self._early.pop(vf, None), self._traces.get(place)
         if trace is not None:
+            self._forget_away(place, trace)
             trace.stream.vf = vf
             self._at[vf] = trace.stream
-            self._forget_away(place)
             if early is not None:
                 trace.stream.adopt(early)
         elif early is not None:
             early.keep(self._share())
-            self._traces[place] = _Trace(early)
+            self._traces[place] = _Trace(early, since_nsec=self._ended.get(place, 0))
             self._at[vf] = early
 
-    def _forget_away(self, place: Place) -> None:
-        """It is back, maybe at another address, or nobody waits for it."""
-        self._away = {address: where for address, where in self._away.items() if where != place}
+    def _forget_away(self, place: Place, trace: _Trace) -> None:
+        """It is back, maybe at another address than it was at, or nobody waits for it."""
+        if self._away.get(trace.stream.vf) == place:
+            del self._away[trace.stream.vf]
 
     def _note_gone(self, vf: PciAddress, place: Place) -> None:
         trace = self._traces.get(place)
@@ -284,10 +327,15 @@ class Recorder:
     def _begin(self, place: Place) -> _Trace:
         """Of a VF that is away it is not known yet where it will be."""
         vf = self._address_of(place)
-        trace = self._traces[place] = _Trace(self._make(vf or _NOWHERE))
+        trace = _Trace(self._make(vf or _NOWHERE), since_nsec=self._ended.get(place, 0))
+        self._traces[place] = trace
         if vf is not None:
             self._at[vf] = trace.stream
         return trace
+
+    def _list_traced(self) -> Sequence[Place]:
+        """The VFs whose owners read along."""
+        return [self._leased[number] for number in self._sinks if number in self._leased]
 
     def _place_of(self, address: PciAddress) -> Place | None:
         function = self._inventory.functions.get(address)

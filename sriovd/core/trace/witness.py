@@ -17,16 +17,16 @@ from sriovd.core.lease.work import LeaseWork
 from sriovd.core.picture import Picture
 from sriovd.core.recovery.automaton import AdapterState, VfState
 from sriovd.core.recovery.keeper import RecoveryKeeper
-from sriovd.core.recovery.record import AdapterPe, Place, VfPe
+from sriovd.core.recovery.record import AdapterPe, VfPe
 from sriovd.core.trace import audit_trail
 from sriovd.core.trace.guard import guarded
 from sriovd.core.trace.notes import Mark, Note
 from sriovd.core.trace.recorder import Recorder
 from sriovd.trace.record import Direction, RecordType, Status
 
+# A new daemon is told the states that it has found first: each must do for the whole incident's beginning.
 _MARKS = {
-    VfState.FROZEN_OWN: Mark.INCIDENT,
-    VfState.FROZEN_PROPAGATED: Mark.INCIDENT,
+    **dict.fromkeys(VfState, Mark.INCIDENT),
     VfState.ONLINE: Mark.END_OF_INCIDENT,
     VfState.REMOVED: Mark.END_OF_INCIDENT,  # one that is made again begins anew
 }
@@ -94,17 +94,17 @@ class Witness:
             audit_trail.tell_handed(vf, str(lease.pf.slot), what, error or "done")
 
     def _note_adapter(self, pe: AdapterPe) -> None:
-        self._recorder.note_adapter(pe.slot, str(pe.state), lambda place: _mark_of(pe, place))
+        out = {vf.place for vf in pe.vfs if vf.state is not VfState.ONLINE}
+        self._recorder.note_adapter(pe.slot, str(pe.state), lambda place: _mark_of(pe.state, place in out))
 
     def _note_vf(self, pe: VfPe) -> None:
         cause = "own error" if pe.own else "error of its adapter"
         arguments = "" if pe.state is VfState.ONLINE else cause
-        self._recorder.note_pe(pe.place, pe.state.word, arguments, _MARKS.get(pe.state))
+        self._recorder.note_pe(pe.place, pe.state.word, arguments, _MARKS[pe.state])
 
 
-def _mark_of(pe: AdapterPe, place: Place) -> Mark | None:
-    """A VF that is away while its adapter suffers has no state of its own that would end it."""
-    if pe.state is AdapterState.FROZEN:
-        return Mark.INCIDENT
-    is_well = pe.state is AdapterState.ONLINE and pe.vf(place).state is VfState.ONLINE
-    return Mark.END_OF_INCIDENT if is_well else None
+def _mark_of(state: AdapterState, is_out: bool) -> Mark | None:
+    """A VF that is away while its adapter suffers has no state of its own that would begin or end it."""
+    if state is AdapterState.ONLINE:
+        return None if is_out else Mark.END_OF_INCIDENT
+    return None if state is AdapterState.REMOVED else Mark.INCIDENT

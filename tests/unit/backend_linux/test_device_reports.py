@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sriovd.backend.driver_events import DeviceReport, DriverEvent, MessagesLost, ReportSource
+from sriovd.backend.linux import trace_reader
 from sriovd.backend.linux.device_reports import DeviceReports
 from sriovd.pci import PciAddress
 from tests.unit.backend_linux.trace_pages import (
@@ -118,6 +119,31 @@ def test_an_overrun_is_told_and_is_no_reason_to_look_at_everything(tmp_path: Pat
         tracefs.reports.stop()
 
     play(story())
+    tracefs.close()
+
+
+def test_a_buffer_that_cannot_be_read_any_more_ends_it_and_is_told_once(
+    tmp_path: Path, play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracefs = Tracefs(tmp_path)
+
+    def fail(_buffer: int) -> list[bytes]:
+        raise OSError("gone")
+
+    async def story() -> None:
+        tracefs.reports.start()
+        monkeypatch.setattr(trace_reader, "_read_pages", fail)
+        tracefs.record(make_health_report("pci", str(PF), "fw", "ill"))
+        for _ in range(2):
+            tracefs.reports.drain()
+        (lost,) = tracefs.told
+        assert isinstance(lost, MessagesLost)
+        assert (lost.address, lost.count) == (None, 0)
+        assert not tracefs.reports.is_open
+        tracefs.reports.stop()
+
+    play(story())
+    assert caplog.text.count("any more: gone") == 1
     tracefs.close()
 
 

@@ -190,6 +190,9 @@ def test_a_journal_that_fails_ends_it_and_the_host_goes_on(
         fake_journal.latest.fails = True
         fake_journal.latest.add(DENIED)
         await wait_until(lambda: "any more" in caplog.text)
+        (lost,) = ear.told  # what comes from now on
+        assert isinstance(lost, MessagesLost)
+        assert (lost.address, lost.count) == (None, 0)
         ear.messages.stop()
 
     play(story())

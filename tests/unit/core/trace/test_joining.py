@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -48,6 +50,7 @@ def make_host(driver: str = "igb") -> Neighbourhood:
         pf_driver_of=lambda address: driver if address in vfs else "",
         vfs_of=lambda pf: vfs.get(pf, {}),
         pfs_beside=lambda address: (PF, TWIN) if address in vfs else (),
+        list_traced=lambda: ((PF, 2), (TWIN, 0)),
     )
 
 
@@ -272,6 +275,17 @@ def test_a_flood_is_one_record() -> None:
     ]
 
 
-@pytest.mark.parametrize("event", [EventsLost("x"), LinkChanged(VFS[0]), MessagesLost(None, 3, 5)])
-def test_what_is_nobodys(event: KernelEvent) -> None:
-    assert join(event, make_host()) == []
+@pytest.mark.parametrize(
+    ("event", "operation", "at_usec"),
+    [(EventsLost("x"), "events-lost", 0), (MessagesLost(None, 3, 5), "messages-lost", 5)],
+)
+def test_what_the_host_has_lost_is_perhaps_of_each_who_reads_along(
+    event: KernelEvent, operation: str, at_usec: int
+) -> None:
+    telling = tell(RecordType.NOTE, operation, "perhaps of this VF", Status.FAILED)
+    telling = replace(telling, time_nsec=at_usec * 1000)
+    assert join(event, make_host()) == [((PF, 2), telling), ((TWIN, 0), telling)]
+
+
+def test_what_is_nobodys() -> None:
+    assert join(LinkChanged(VFS[0]), make_host()) == []

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sriovd.backend.base import Fault, Severity, Uevent, UeventAction
-from sriovd.backend.driver_events import DriverMessage
+from sriovd.backend.base import Fault, KernelEvent, Severity, Uevent, UeventAction
+from sriovd.backend.driver_events import DeviceReport, DriverMessage, ReportSource
 from sriovd.backend.steps import Chain, ChainResult, Script, Step, StepResult, Verb
 from sriovd.core import scripts
 from sriovd.core.errors import SriovdError
+from sriovd.core.lease.choose import Wish
 from sriovd.core.lease.record import LeaseState
+from sriovd.core.recovery.automaton import AdapterState, VfState
+from sriovd.core.trace.notes import Mark
+from sriovd.core.trace.recorder import LATE_NSEC
 from sriovd.core.trace.stream import Stream
 from sriovd.core.trace.transaction import transaction
+from sriovd.core.trace.witness import _MARKS, _mark_of
 from sriovd.trace.record import RecordType
 
-from ..lease.leasehost import ALICE, BOB, IGB, VF0, on_host, until, world
+from ..lease.leasehost import ALICE, BOB, IGB, IGB2, VF0, on_host, until, world
 from .test_recorder import operations, set_vlan
 from .test_stream import Sink
 
@@ -66,7 +73,7 @@ async def test_an_incident_is_over_when_its_vf_is_gone(tmp_path: Path) -> None:
         await until(lambda: recovery.vf_standing(VF0).state == "locked-out")
         assert recorder._traces[IGB, 0].stream.read() and recorder._traces[IGB, 0].stream._incident
         host.backend.unplug(IGB)
-        await until(lambda: operations(recorder.tail((IGB, 0), lease.number))[-1] == "removed")
+        await until(lambda: "removed" in operations(recorder.tail((IGB, 0), lease.number)))
         assert not recorder._traces[IGB, 0].stream._incident
 
 
@@ -85,6 +92,77 @@ async def test_the_incident_of_a_vf_that_is_away_ends_with_its_adapters(tmp_path
 
 
 @on_host
+async def test_an_incident_goes_on_after_a_restart(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        lease = await host.lend()
+        await host.engine.take_up_recovery()
+        for verb in ("rescan-port", "rescan-bus"):
+            host.backend.inject_fault(Fault(verb, hang=True))
+        host.backend.inject_error(IGB, Severity.FATAL, FATAL, ())
+        stored = host.engine.recovery._lives._stored
+        await until(lambda: any(vf.state is VfState.LOCKED_OUT for pe in stored.values() for vf in pe.vfs))
+        await host.restart()
+        await host.engine.take_up_recovery()
+        with pytest.raises(SriovdError):
+            await host.engine.executor.run(str(IGB.slot), scripts.reset_script(VF0))
+        host.backend.clear_faults()
+        recovery = host.engine.recovery
+        await until(lambda: recovery.vf_standing(VF0).state in ("permitted", "online"))
+        if recovery.vf_standing(VF0).state == "permitted":
+            await recovery.unfreeze(VF0)
+        await until(lambda: recovery.vf_standing(VF0).state == "online")
+        records = host.engine.recorder.tail((IGB, 0), lease.number)
+        found = {each.operation: each for each in reversed(records)}
+        for name in ("reset", "permitted", "online"):
+            assert found[name].parent == found["locked-out"].transaction, name
+
+
+def test_every_state_but_two_may_begin_an_incident() -> None:
+    """The first that a new daemon is told of may be any."""
+    well = {state for state in VfState if _MARKS[state] is not Mark.INCIDENT}
+    assert well == {VfState.ONLINE, VfState.REMOVED}
+    for is_out in (False, True):
+        marks = {state: _mark_of(state, is_out) for state in AdapterState}
+        assert marks.pop(AdapterState.ONLINE) is (None if is_out else Mark.END_OF_INCIDENT)
+        assert marks.pop(AdapterState.REMOVED) is None
+        assert {*marks.values()} == {Mark.INCIDENT}
+
+
+class NeverWalked(dict[Any, Any]):
+    """A dictionary that is only asked for one of its keys; `walks` counts what goes through all."""
+
+    walks = 0
+
+    def _walk(self) -> Any:
+        NeverWalked.walks += 1
+        return ()
+
+    __iter__ = keys = values = items = _walk
+
+
+@on_host
+async def test_what_one_vf_or_adapter_costs_does_not_depend_on_the_others(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        await host.set_num_vfs(1, IGB2)
+        leases = [await host.lend(wish=Wish(pf=pf)) for pf in (IGB, IGB2)]
+        recorder = host.engine.recorder
+        recorder._away, recorder._leased = NeverWalked(recorder._away), NeverWalked(recorder._leased)
+        host.backend.kernel.write(f"bus/pci/devices/{IGB}/sriov_numvfs", "0")
+        await host.until_state(leases[0].number, LeaseState.ABSENT)
+        assert recorder._place_of(VF0) == (IGB, 0)
+        await host.set_num_vfs(1)
+        await host.until_state(leases[0].number, LeaseState.ACTIVE)
+        assert not len(recorder._away)
+        recorder.note_adapter(str(IGB.slot), "frozen", lambda _: None)
+        told = [operations(recorder.tail((lease.pf, 0), lease.number)) for lease in leases]
+        assert ["adapter-frozen" in each for each in told] == [True, False]
+        await host.leases.release(leases[0].number, force=False)
+        recorder.note_adapter(str(IGB.slot), "frozen", lambda _: None)
+        assert "adapter-frozen" not in operations(recorder._traces[IGB, 0].stream.read())
+        assert NeverWalked.walks == 0
+
+
+@on_host
 async def test_an_owner_is_not_told_which_operator_has_frozen_his_vf(tmp_path: Path) -> None:
     async with world(tmp_path, vfs=1) as host:
         await host.engine.take_up_recovery()
@@ -94,20 +172,59 @@ async def test_an_owner_is_not_told_which_operator_has_frozen_his_vf(tmp_path: P
         assert "uid" not in str(refused.value)
 
 
+LATE = (
+    lambda text, at_usec: DriverMessage(VF0, "igbvf", text, at_usec),
+    lambda text, at_usec: DriverMessage(IGB, "igb", f"VF 0 {text}", at_usec),
+    lambda text, at_usec: DeviceReport(VF0, ReportSource.HEALTH, text, at_usec),
+)
+
+
+@pytest.mark.parametrize("make", LATE)
 @on_host
-async def test_a_late_message_of_a_former_owners_vf_is_not_the_next_owners(tmp_path: Path) -> None:
-    """The journal tells a driver's messages seconds late (backend/linux/driver_messages.py)."""
+async def test_a_late_message_of_a_former_owners_vf_is_not_the_next_owners(
+    tmp_path: Path, make: Callable[[str, int], KernelEvent]
+) -> None:
+    """journald stamps a driver's message when it receives it, which may be seconds after it was said."""
     async with world(tmp_path, vfs=1) as host:
         first, recorder = await host.lend(ALICE, "alice"), host.engine.recorder
-        late_usec = time.monotonic_ns() // 1000
         await host.leases.release(first.number, force=False)
         second = await host.lend(BOB, "bob")
-        for text, at_usec in (("alice's MAC", late_usec), ("bob's MAC", time.monotonic_ns() // 1000)):
+        now_usec = time.monotonic_ns() // 1000
+        late_usec = recorder._traces[IGB, 0].since_nsec // 1000 + LATE_NSEC // 1000
+        for text, at_usec in (("alice's", now_usec), ("hers", late_usec - 1), ("bob's", late_usec + 1)):
+            recorder.take(make(text, at_usec))
+        own = " ".join(each.arguments for each in recorder.tail((IGB, 0), second.number))
+        assert "bob's" in own
+        assert "alice's" not in own and "hers" not in own
+        everything = " ".join(each.arguments for each in recorder.tail((IGB, 0)))
+        assert "alice's" in everything and "hers" in everything
+
+
+@on_host
+async def test_a_late_message_is_not_the_next_owners_when_the_vf_was_made_again_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        first, recorder = await host.lend(ALICE, "alice"), host.engine.recorder
+        await host.leases.release(first.number, force=False)
+        await host.set_num_vfs(0)
+        await until(lambda: not recorder.tail((IGB, 0)))
+        await host.set_num_vfs(1)
+        second = await host.lend(BOB, "bob")
+        now_usec = time.monotonic_ns() // 1000
+        for text, at_usec in (("alice's", now_usec), ("bob's", now_usec + LATE_NSEC // 1000)):
             recorder.take(DriverMessage(VF0, "igbvf", text, at_usec))
         own = [each.arguments for each in recorder.tail((IGB, 0), second.number)]
-        assert "bob's MAC" in own
-        assert "alice's MAC" not in own
-        assert "alice's MAC" in [each.arguments for each in recorder.tail((IGB, 0))]
+        assert "bob's" in own and "alice's" not in own
+
+
+@on_host
+async def test_ended_leases_are_remembered_for_a_moment_only(tmp_path: Path) -> None:
+    async with world(tmp_path) as host:
+        recorder = host.engine.recorder
+        for index, now_nsec in enumerate((5, 5 + LATE_NSEC, 6 + LATE_NSEC)):
+            recorder._note_ended((IGB, index), now_nsec)
+        assert list(recorder._ended) == [(IGB, 1), (IGB, 2)]
 
 
 @on_host
