@@ -2,7 +2,8 @@
 
 Rule: whoever does something to a VF tells it here, once, and knows nothing of who reads it. A VF's trace
 begins anew when its lease is over: the next owner sees what was done to make the VF, and nothing of the one
-before. Operators may read that, too. The cost of an event does not depend on how many VFs there are.
+before. Operators may read that, too. What an event costs depends on how many VFs are told of it, and not on
+how many there are.
 """
 
 from __future__ import annotations
