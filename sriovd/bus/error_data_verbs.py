@@ -19,7 +19,7 @@ from sriovd.bus.objects import MANAGER, TRACE, Objects
 from sriovd.bus.options import parse_options
 from sriovd.bus.pace import Pace, Pacer
 from sriovd.bus.polkit import Authority
-from sriovd.bus.replies import Options, parse_address, require_sight
+from sriovd.bus.replies import Options, parse_address, require_operator, require_sight
 from sriovd.bus.signature import Variant
 from sriovd.bus.wire import Fd
 from sriovd.core.errors import InvalidArgument
@@ -93,9 +93,10 @@ class ErrorDataVerbs:
     async def inspect(
         self, caller: Caller, address: PciAddress, what: str, options: Options
     ) -> tuple[dict[str, Variant]]:
-        given = parse_options(options, _OWNER)
-        subject = await self._admit(caller, address, given.get("owner", ""))
-        shown = await self._inspector().inspect(subject, what)
+        owner = parse_options(options, _OWNER).get("owner", "")
+        subject = await self._admit(caller, address, owner)
+        with self._leases.while_lasting(subject.lease, address, owner):
+            shown = await self._inspector().inspect(subject, what)
         return ({name: _variant(value) for name, value in shown.items()},)
 
     async def collect(self, caller: Caller, address: PciAddress, options: Options) -> tuple[Fd]:
@@ -119,8 +120,10 @@ class ErrorDataVerbs:
         form = given.get("format", _JSON)
         if form not in (_JSON, _TEXT):
             raise InvalidArgument(f"{form[:32]!r} is no form of error data.", "Give 'json' or 'text'.")
-        subject = await self._admit(caller, address, given.get("owner", ""))
-        document = await self._error_data().collect(subject, given.get("number", 0))
+        owner = given.get("owner", "")
+        subject = await self._admit(caller, address, owner)
+        with self._leases.while_lasting(subject.lease, address, owner):
+            document = await self._error_data().collect(subject, given.get("number", 0))
         if form == _JSON:
             return json.dumps(document).encode()
         from sriovd.core.error_data.text import render
@@ -128,8 +131,8 @@ class ErrorDataVerbs:
         return render(document).encode()
 
     async def _admit(self, caller: Caller, address: PciAddress, owner: str) -> Subject:
-        """The VF that the caller may know of. Raises NotAuthorized; NotOwner for who names an owner;
-        NoSuchFunction for who does not see it, InvalidArgument."""
+        """The VF that the caller may know of. Raises NotAuthorized, also to who names no owner and is no
+        operator; NotOwner for who names one; NoSuchFunction for who does not see it, InvalidArgument."""
         from sriovd.core.inspect.site import Subject
 
         await self._authority.check(caller, LEASE if owner else RECOVER, {"address": str(address)})
@@ -138,6 +141,7 @@ class ErrorDataVerbs:
             lease = self._leases.require_own_at(address, caller.uid, owner, trusted=trusted)
             return Subject(address, (lease.pf, lease.index), lease.number, lease.begun_usec)
         require_sight(caller, address)
+        require_operator(caller)  # a tenant may see the VF, and not what was before his lease
         return Subject(address, self._gate.require_place(address))
 
 
