@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # loaded when somebody asks
 READ_BYTES = 64 << 10  # as an array, which every part of the bus copies
 _INSPECTIONS = Pace("inspections", 20, 4.0)
 _ERROR_DATA = Pace("error data", 4, 0.2)
+# As descriptors, which sriovd's memory pays for as long as somebody keeps them: some 100 KiB each.
+_DESCRIPTORS = Pace("descriptors of error data", 64, 1 / 600)
 _OWNER = {"owner": "s"}
 _ERROR_DATA_OPTIONS = {**_OWNER, "number": "t", "format": "s"}
 _JSON, _TEXT = "json", "text"
@@ -60,6 +62,7 @@ class ErrorDataVerbs:
         self._inspector = inspector
         self._error_data = error_data
         self._inspections, self._collections = Pacer(_INSPECTIONS), Pacer(_ERROR_DATA)
+        self._descriptors = Pacer(_DESCRIPTORS)
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
         """Interface and method name to handler."""
@@ -100,6 +103,7 @@ class ErrorDataVerbs:
         return ({name: _variant(value) for name, value in shown.items()},)
 
     async def collect(self, caller: Caller, address: PciAddress, options: Options) -> tuple[Fd]:
+        self._descriptors.spend(caller.uid, asyncio.get_running_loop().time())
         data = await self._make(caller, address, options)
         from sriovd.bus.sealed import seal
 

@@ -232,6 +232,27 @@ async def test_a_refusal_costs_what_an_answer_costs() -> None:
 
 
 @in_loop
+async def test_who_keeps_every_descriptor_gets_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the long run they come slower than what is copied to him: sriovd's memory pays for them."""
+    async with site() as here:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "time", Clock().step)
+            assert 64 <= await spend(here, STRANGER, "CollectErrorData", named(OWNER)) < 67
+            assert await spend(here, STRANGER, "ReadErrorData", named(OWNER)) == 100
+
+
+class Clock:
+    """Five seconds pass with each look."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def step(self) -> float:
+        self.now_s += 5.0
+        return self.now_s
+
+
+@in_loop
 async def test_options_that_nobody_knows() -> None:
     async with site() as here:
         with pytest.raises(InvalidArgument, match="unknown option 'force'"):
