@@ -39,12 +39,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd.backend.sysfs": (*SEAM, "sriovd.backend.sysfs_directory"),
     "sriovd.backend.sysfs_directory": SEAM,
     "sriovd.backend.model": PCI,
-    "sriovd.backend.linux": (*SEAM, "sriovd.backend.sysfs", "sriovd.partial_import"),
+    "sriovd.backend.linux": (*SEAM, "sriovd.backend.sysfs", "sriovd.outside", "sriovd.partial_import"),
     "sriovd.backend.simulated": (*SEAM, "sriovd.backend.sysfs", "sriovd.backend.model"),
     "sriovd.trace": PCI,
     "sriovd.core": (*SEAM, "sriovd.trace"),
-    "sriovd.bus": (*SEAM, "sriovd.core", "sriovd.trace", "sriovd.partial_import"),
+    "sriovd.bus": (*SEAM, "sriovd.core", "sriovd.trace", "sriovd.outside", "sriovd.partial_import"),
     "sriovd.keepsakes": (),
+    "sriovd.outside": (),
     "sriovd.partial_import": (),
     "sriovd.daemon": EVERYTHING,
     "sriovd.__main__": EVERYTHING,
@@ -214,6 +215,15 @@ def test_what_is_allowed_is_no_violation(module: str, source: str) -> None:
 def test_the_table_speaks_of_what_there_is() -> None:
     named = {*ALLOWED, *FORBIDDEN, *(place for places in LIBRARIES.values() for place in places)}
     assert named - set(MODULES) == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_readers_are_registered_in_one_place(module: str) -> None:
+    calls = (
+        node.func for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)
+    )
+    registering = [func for func in calls if isinstance(func, ast.Attribute) and func.attr == "add_reader"]
+    assert registering == [], "see sriovd/outside.py"
 
 
 @pytest.mark.parametrize("path", EVERY_MODULE, ids=name_of)

@@ -11,7 +11,6 @@ unix_stream_sendmsg (what is shorter than half the buffer goes whole or not at a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import select
 import socket
@@ -20,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sriovd.core.errors import PoolExhausted
+from sriovd.outside import add_reader
 
 AT_MOST = 512  # half of what a process may have open unless told otherwise (getrlimit(2), RLIMIT_NOFILE)
 AT_MOST_PER_USER = 128  # except root
@@ -126,7 +126,7 @@ class Descriptors:
         """Tells of closed ends, from the first end on."""
         if self._poll is None:
             self._poll = select.epoll()
-            asyncio.get_running_loop().add_reader(self._poll.fileno(), self._look)
+            add_reader(self._poll.fileno(), self._look)
         return self._poll
 
     def _look(self) -> None:

@@ -19,7 +19,7 @@ from sriovd.bus.objects import MANAGER, TRACE, Objects
 from sriovd.bus.options import parse_options
 from sriovd.bus.pace import Pace, Pacer
 from sriovd.bus.polkit import Authority
-from sriovd.bus.replies import Options, parse_address, require_sight
+from sriovd.bus.replies import Options, parse_address, require_operator, require_sight
 from sriovd.bus.signature import Variant
 from sriovd.bus.wire import Fd
 from sriovd.core.errors import InvalidArgument
@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # loaded when somebody asks
 READ_BYTES = 64 << 10  # as an array, which every part of the bus copies
 _INSPECTIONS = Pace("inspections", 20, 4.0)
 _ERROR_DATA = Pace("error data", 4, 0.2)
+# As descriptors, which sriovd's memory pays for as long as somebody keeps them: some 100 KiB each.
+_DESCRIPTORS = Pace("descriptors of error data", 64, 1 / 600)
 _OWNER = {"owner": "s"}
 _ERROR_DATA_OPTIONS = {**_OWNER, "number": "t", "format": "s"}
 _JSON, _TEXT = "json", "text"
@@ -60,6 +62,7 @@ class ErrorDataVerbs:
         self._inspector = inspector
         self._error_data = error_data
         self._inspections, self._collections = Pacer(_INSPECTIONS), Pacer(_ERROR_DATA)
+        self._descriptors = Pacer(_DESCRIPTORS)
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
         """Interface and method name to handler."""
@@ -93,12 +96,14 @@ class ErrorDataVerbs:
     async def inspect(
         self, caller: Caller, address: PciAddress, what: str, options: Options
     ) -> tuple[dict[str, Variant]]:
-        given = parse_options(options, _OWNER)
-        subject = await self._admit(caller, address, given.get("owner", ""))
-        shown = await self._inspector().inspect(subject, what)
+        owner = parse_options(options, _OWNER).get("owner", "")
+        subject = await self._admit(caller, address, owner)
+        with self._leases.while_lasting(subject.lease, address, owner):
+            shown = await self._inspector().inspect(subject, what)
         return ({name: _variant(value) for name, value in shown.items()},)
 
     async def collect(self, caller: Caller, address: PciAddress, options: Options) -> tuple[Fd]:
+        self._descriptors.spend(caller.uid, asyncio.get_running_loop().time())
         data = await self._make(caller, address, options)
         from sriovd.bus.sealed import seal
 
@@ -119,8 +124,10 @@ class ErrorDataVerbs:
         form = given.get("format", _JSON)
         if form not in (_JSON, _TEXT):
             raise InvalidArgument(f"{form[:32]!r} is no form of error data.", "Give 'json' or 'text'.")
-        subject = await self._admit(caller, address, given.get("owner", ""))
-        document = await self._error_data().collect(subject, given.get("number", 0))
+        owner = given.get("owner", "")
+        subject = await self._admit(caller, address, owner)
+        with self._leases.while_lasting(subject.lease, address, owner):
+            document = await self._error_data().collect(subject, given.get("number", 0))
         if form == _JSON:
             return json.dumps(document).encode()
         from sriovd.core.error_data.text import render
@@ -128,8 +135,8 @@ class ErrorDataVerbs:
         return render(document).encode()
 
     async def _admit(self, caller: Caller, address: PciAddress, owner: str) -> Subject:
-        """The VF that the caller may know of. Raises NotAuthorized; NotOwner for who names an owner;
-        NoSuchFunction for who does not see it, InvalidArgument."""
+        """The VF that the caller may know of. Raises NotAuthorized, also to who names no owner and is no
+        operator; NotOwner for who names one; NoSuchFunction for who does not see it, InvalidArgument."""
         from sriovd.core.inspect.site import Subject
 
         await self._authority.check(caller, LEASE if owner else RECOVER, {"address": str(address)})
@@ -138,6 +145,7 @@ class ErrorDataVerbs:
             lease = self._leases.require_own_at(address, caller.uid, owner, trusted=trusted)
             return Subject(address, (lease.pf, lease.index), lease.number, lease.begun_usec)
         require_sight(caller, address)
+        require_operator(caller)  # a tenant may see the VF, and not what was before his lease
         return Subject(address, self._gate.require_place(address))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from sriovd.bus.foreign_fds import can_receive, close_foreign
 from sriovd.bus.message import PROLOGUE_BYTES, MalformedMessage, Prologue, read_prologue
+from sriovd.outside import add_reader
 
 CHUNK_BYTES = 64 << 10
 MAX_INCOMING_BYTES = 256 << 10
@@ -88,7 +89,7 @@ class Receiver:
         self._closed = False
         self._paused = False  # not reading until what has come is handled
         self._number = sock.fileno()
-        self._loop.add_reader(self._number, self._on_readable)
+        add_reader(self._number, self._on_readable)
 
     def close(self) -> None:
         """Stop reading and close the descriptors that no message has taken."""
@@ -134,7 +135,7 @@ class Receiver:
         if paused and not self._paused:
             self._loop.remove_reader(self._number)
         elif self._paused and not paused:
-            self._loop.add_reader(self._number, self._on_readable)
+            add_reader(self._number, self._on_readable)
         self._paused = paused
 
     def _next_frame(self) -> Frame | None:

@@ -91,10 +91,11 @@ class RecoveryVerbs:
 
     async def unfreeze(self, caller: Caller, target: Target, owner: str, options: Options) -> tuple[str]:
         given = parse_options(options, WAIT)
-        vf = await self._admit(caller, target, owner)
+        vf, lease = await self._admit(caller, target, owner)
         task = self._unfreezing.get(vf) or self._start_unfreezing(vf)
-        done, _ = await asyncio.wait({task}, timeout=given.get("wait-usec", WAIT_USEC) / 1e6)
-        return (task.result() if done else self._desk.vf_standing(vf).state,)
+        with self._leases.while_lasting(lease, vf, owner):
+            done, _ = await asyncio.wait({task}, timeout=given.get("wait-usec", WAIT_USEC) / 1e6)
+            return (task.result() if done else self._desk.vf_standing(vf).state,)
 
     def _start_unfreezing(self, vf: PciAddress) -> asyncio.Task[str]:
         """One task for all who ask: an owner who asks a thousand times costs no more than once."""
@@ -111,9 +112,10 @@ class RecoveryVerbs:
     async def wait_permitted(
         self, caller: Caller, target: Target, owner: str, timeout_usec: int
     ) -> tuple[str]:
-        vf = await self._admit(caller, target, owner)
+        vf, lease = await self._admit(caller, target, owner)
         waiting = self._desk.wait_permitted(vf, timeout_usec)
-        return (await wait_while_present(self._connection, caller.sender, waiting),)
+        with self._leases.while_lasting(lease, vf, owner):
+            return (await wait_while_present(self._connection, caller.sender, waiting),)
 
     async def recover(self, caller: Caller, target: Target, options: Options) -> JobReply:
         given = parse_options(options, WAIT)
@@ -153,18 +155,19 @@ class RecoveryVerbs:
     async def _authorize(self, caller: Caller, action: str, target: Target) -> None:
         await self._authority.check(caller, action, {"address": str(target)})
 
-    async def _admit(self, caller: Caller, target: Target, owner: str) -> PciAddress:
-        """The VF that the caller may speak for. Raises NotAuthorized, InvalidArgument, NotOwner, and
-        NoSuchFunction to who names no owner and does not see it."""
+    async def _admit(self, caller: Caller, target: Target, owner: str) -> tuple[PciAddress, int]:
+        """The VF that the caller may speak for, and the number of the lease, 0 for none. Raises
+        NotAuthorized, InvalidArgument, NotOwner, and NoSuchFunction to who names no owner and does not see
+        it."""
         await self._authorize(caller, LEASE if owner else RECOVER, target)
         vf = self._require_vf(caller, target)
         if owner:
-            self._leases.require_own_at(vf, caller.uid, owner, trusted=self._authority.trusts(caller))
-            return vf
+            trusted = self._authority.trusts(caller)
+            return vf, self._leases.require_own_at(vf, caller.uid, owner, trusted=trusted).number
         require_sight(caller, vf)
         if self._leases.find_at(vf) is not None:
             raise NotOwner(f"VF {vf} is leased, and its owner's to unfreeze.", "Give the owner's name.")
-        return vf
+        return vf, 0
 
     def _require_vf(self, caller: Caller, target: Target) -> PciAddress:
         """Raises InvalidArgument for an adapter, and a PF that the caller knows of."""

@@ -7,6 +7,7 @@ descriptor that comes with a call is only lent to core: it is closed after the c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ from sriovd.bus.actions import LEASE, RECOVER
 from sriovd.bus.dispatch import Caller, Handler
 from sriovd.bus.objects import MANAGER, TRACE, Objects
 from sriovd.bus.options import parse_options
+from sriovd.bus.pace import Pace, Pacer
 from sriovd.bus.polkit import Authority
 from sriovd.bus.replies import Options, parse_address, require_sight
 from sriovd.core.errors import InvalidArgument, NotOwner
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # loaded when an owner asks
 
 Row = tuple[int, int, int, int, str, str, str, str, str, str]
 
+_STARTS = Pace("traces", 64, 1.0)  # each maps, and fills, up to 4 MiB
 _OWNER = {"owner": "s"}
 _START = {**_OWNER, "mode": "s", "history": "b"}
 _READ = {**_OWNER, "types": "as", "since-transaction": "t", "failed": "b", "at-most": "u"}
@@ -62,6 +65,7 @@ class TraceVerbs:
         self._tails = tails
         self._objects = objects
         self._authority = authority
+        self._starts = Pacer(_STARTS)
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
         """Interface and method name to handler."""
@@ -87,6 +91,7 @@ class TraceVerbs:
         return handle
 
     async def start(self, caller: Caller, vf: PciAddress, fd: int, options: Options) -> tuple[int, int]:
+        self._starts.spend(caller.uid, asyncio.get_running_loop().time())
         given = parse_options(options, _START)
         lease = await self._require_own(caller, vf, given)
         return self._desk().start(

@@ -41,6 +41,7 @@ from sriovd.core.recovery.lives import Lives
 from sriovd.core.recovery.site import Site as RecoverySite
 from sriovd.core.recovery.site import Views
 from sriovd.core.store import MEMORY, Intent, Store
+from sriovd.core.trace.attention import Attention
 from sriovd.core.trace.recorder import Recorder
 from sriovd.core.trace.witness import Witness
 from sriovd.core.usage import Usage
@@ -107,7 +108,7 @@ class Engine:
         self.usage.lease_of = self.leases.describe_lease_of
         self.recovery = self._make_recovery(hands)
         self.witness = Witness(self.recorder, self.inventory)
-        self.recorder.on_wanted = backend.listen_to_drivers
+        self.recorder.on_wanted = Attention(backend.listen_to_drivers).want
         self.witness.watch(self.executor, self.leases, self.work, self.recovery, self.picture)
         self.auditor = self._make_auditor()
         self.lifecycle = Lifecycle(backend, self.jobs, self.workplace, hands, self.rulebook, self.recovery)

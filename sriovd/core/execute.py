@@ -14,6 +14,7 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import Any, Protocol
 
 from sriovd.backend.base import Backend, Evidence, Leftover, Run
@@ -201,12 +202,12 @@ class Executor:
         on_start: Callable[[Run], None],
         cleanup: Script | None,
     ) -> Sequence[ChainResult]:
-        progress, transaction = asyncio.Event(), CURRENT.get()
+        progress, transaction, context = asyncio.Event(), CURRENT.get(), copy_context()
 
         def note(result: ChainResult) -> None:
             progress.set()
             self.on_chain(transaction, script, result)
-            on_result(result)
+            context.run(on_result, result)  # what it causes is the transaction's, whoever has told of it
 
         run = self._backend.run(adapter, script, note)
         on_start(run)

@@ -23,6 +23,7 @@ from systemd import journal
 
 from sriovd.backend.driver_events import TEXT_LIMIT, DriverEvent, DriverMessage, MessagesLost
 from sriovd.backend.linux.throttle import Throttle
+from sriovd.outside import add_reader
 from sriovd.pci import AddressError, PciAddress
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class DriverMessages:
         except OSError as error:
             _log.warning("Messages of drivers cannot be followed, the journal cannot be read: %s", error)
             return
-        asyncio.get_running_loop().add_reader(self._fd, self._wake_up)
+        add_reader(self._fd, self._wake_up)
 
     def stop(self) -> None:
         """Unsubscribe."""

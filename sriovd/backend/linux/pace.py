@@ -10,6 +10,8 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from sriovd.outside import add_reader
+
 # In a storm (120 VFs come with some 400 events) every wake-up costs as much as a bind; a pause lets events
 # gather. The first events of a storm, which may tell of an error, are taken at once.
 _STORM_EVENTS = 32  # so many without _STORM_PAUSE_SEC of silence are a storm
@@ -95,4 +97,4 @@ class Pace:
     def _resume(self) -> None:
         self._pause = None
         if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket, self._receive)
+            add_reader(self._socket, self._receive)

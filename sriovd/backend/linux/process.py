@@ -17,6 +17,7 @@ from contextlib import suppress
 from sriovd.backend.base import Evidence
 from sriovd.backend.linux import helper
 from sriovd.backend.linux.registry import StatusFile
+from sriovd.outside import add_reader
 
 _BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _RECEIVE_BYTES = 65536
@@ -53,8 +54,8 @@ class HelperProcess:
             self._socket.close()  # which ends it
             os.close(self._pidfd)
             raise
-        self._loop.add_reader(self._socket, self._receive)
-        self._loop.add_reader(self._pidfd, self._exited)
+        add_reader(self._socket, self._receive)
+        add_reader(self._pidfd, self._exited)
 
     def send(self, message: object) -> None:
         """Give it a job."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from sriovd.backend.base import Evidence, Leftover
 from sriovd.backend.linux.helper import format_step
+from sriovd.outside import add_reader
 
 _log = logging.getLogger(__name__)
 _RECORD_BYTES = 65536
@@ -128,10 +129,9 @@ class LeftoverWatch:
         self._watched.clear()
 
     def _watch(self, pidfd: int, path: str) -> asyncio.Future[None]:
-        loop = asyncio.get_running_loop()
-        finished: asyncio.Future[None] = loop.create_future()
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watched[pidfd] = path
-        loop.add_reader(pidfd, self._resolve, pidfd, finished)
+        add_reader(pidfd, self._resolve, pidfd, finished)
         return finished
 
     def _resolve(self, pidfd: int, finished: asyncio.Future[None]) -> None:

@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Generic, TypeVar
 
 from sriovd.backend.linux.ring_buffer import EventFormat, Field, parse_fields, parse_format, split_page
+from sriovd.outside import add_reader
 
 T = TypeVar("T")
 Fields = Mapping[str, Field]
@@ -89,7 +90,7 @@ class TraceReader(Generic[T]):
         absent = {buffer for buffer, state in self._poll.poll(0) if not state & select.POLLIN}
         for buffer in self._buffers:
             if buffer not in absent:
-                asyncio.get_running_loop().add_reader(buffer, self.drain)
+                add_reader(buffer, self.drain)
         self.drain()
 
     def stop(self) -> None:

@@ -34,10 +34,14 @@ _TITLES = {
     (BundleKind.GIVE_UP, Concern.ADAPTER): "given up with its adapter",
 }
 _DRIVER = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII | re.IGNORECASE)
+_STAMP = r"\[ *(?P<seconds>\d+\.\d+)\] "  # core/recovery/bundle.py stamp(); negative: of an earlier boot
 # How the kernel logs what is about a device (drivers/base/core.c dev_printk): its driver, its address, text.
-_LOGGED = r"\[ *\d+\.\d+\] (?:[\w-]+ )?{vf}: "
+_LOGGED = _STAMP + r"(?:[\w-]+ )?{vf}: "
 # What sriovd does to one VF: the title of a script (core/scripts.py), and how that ended.
-_ACTION = r"(?:resetting|unbinding|binding|reading|setting) (?:[a-z-]+ of )?{vf}(?: to [\w-]+)?: [\w ,.:-]*"
+_ACTION = (
+    _STAMP
+    + r"(?:resetting|unbinding|binding|reading|setting) (?:[a-z-]+ of )?{vf}(?: to [\w-]+)?: [\w ,.:-]*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Cut:
 
 def cut_bundle(bundle: Bundle, vf: PciAddress, pf: PciAddress, why: Concern, since_usec: int = 0) -> Cut:
     """The part of `bundle` that concerns the VF at the address `vf`, of the PF at `pf`. `why`: it does.
-    `since_usec`: CLOCK_MONOTONIC; its own errors before that are a former owner's."""
+    `since_usec`: CLOCK_MONOTONIC; what was before that is a former owner's."""
     dump = next((each for each in bundle.functions if each.address == vf), None)
     return Cut(
         number=bundle.number,
@@ -82,11 +86,13 @@ def cut_bundle(bundle: Bundle, vf: PciAddress, pf: PciAddress, why: Concern, sin
         driver=dump.driver if dump is not None and _DRIVER.fullmatch(dump.driver) else "",
         config=dump.config if dump is not None else b"",
         records=tuple(each for each in bundle.records if each.address == vf and each.at_usec >= since_usec),
-        adapter_errors=tuple(_list_adapter_errors(bundle, vf, pf)),
+        adapter_errors=tuple(
+            each for each in _list_adapter_errors(bundle, vf, pf) if each.at_usec >= since_usec
+        ),
         counters_before=_own_counters(bundle.counters_before, vf),
         counters_after=_own_counters(bundle.counters_after, vf),
-        kernel_log=_lines_like(_LOGGED, bundle.kernel_log, vf),
-        actions=_lines_like(_ACTION, bundle.actions, vf, whole=True),
+        kernel_log=_lines_like(_LOGGED, bundle.kernel_log, vf, since_usec),
+        actions=_lines_like(_ACTION, bundle.actions, vf, since_usec, whole=True),
     )
 
 
@@ -116,8 +122,14 @@ def _own_counters(counters: Counters, vf: PciAddress) -> OwnCounters:
     }
 
 
-def _lines_like(form: str, lines: Iterable[str], vf: PciAddress, *, whole: bool = False) -> tuple[str, ...]:
-    """The lines that begin like `form`, or are so as a whole, and name nobody else."""
+def _lines_like(
+    form: str, lines: Iterable[str], vf: PciAddress, since_usec: int, *, whole: bool = False
+) -> tuple[str, ...]:
+    """The lines since then that begin like `form`, or are so as a whole, and name nobody else."""
     pattern = re.compile(form.format(vf=re.escape(str(vf))), re.ASCII)
-    match = pattern.fullmatch if whole else pattern.match
-    return tuple(each for each in lines if match(each) and is_about(each, vf))
+    matches = map(pattern.fullmatch if whole else pattern.match, lines)
+    return tuple(
+        each.string
+        for each in matches
+        if each and float(each["seconds"]) * 1e6 >= since_usec and is_about(each.string, vf)
+    )

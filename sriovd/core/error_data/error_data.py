@@ -115,7 +115,7 @@ def _show_state(adapter: AdapterPe, vf: VfPe, subject: Subject) -> Document:
         "state": vf.state.word,
         "cause": "" if vf.state is VfState.ONLINE else ("own" if vf.own else "propagated"),
         "reason": vf.reason if vf.own and is_discreet(vf.reason, subject.address) else "",
-        "since_usec": vf.since_usec,
+        "since_usec": max(vf.since_usec, subject.since_usec),
         "freezes": vf.budget.counted(_now_usec()),
         "adapter": str(adapter.state),
         "waits_for": "its adapter" if waits else "",

@@ -111,7 +111,7 @@ async def show_recovery(subject: Subject, site: Site) -> Shown:
     return {
         "state": vf.state.word,
         "cause": "" if vf.state is VfState.ONLINE else ("own" if vf.own else "propagated"),
-        "since-usec": vf.since_usec,
+        "since-usec": max(vf.since_usec, subject.since_usec),
         "freezes": vf.budget.counted(time.time_ns() // 1000),
         "adapter-state": str(adapter.state),
         "history": [f"{each.time_nsec // 1000} {each.operation} {each.arguments}" for each in history],

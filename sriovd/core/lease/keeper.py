@@ -10,7 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -122,12 +123,23 @@ class LeaseKeeper:
         `silent`: the owner only reads what is recorded of it, which that shall not push out."""
         lease = self.find_at(address)
         if lease is None or not lease.is_of(uid, name, trusted):
-            raise NotOwner(
-                f"You have no lease on a VF at {address} as {name[:64]!r}.", "Leases end by Release."
-            )
+            raise _not_owner(address, name)
         if not silent:
             self.on_owner(lease)
         return lease
+
+    @contextmanager
+    def while_lasting(self, number: int, address: PciAddress, name: str) -> Iterator[None]:
+        """Neither what is found meanwhile nor why that fails is told when the lease of that number has
+        ended: the VF may be another's since. 0: nobody speaks for a lease. Raises as require_own_at."""
+        try:
+            yield
+        except SriovdError as error:
+            if number and self.get(number) is None:
+                raise _not_owner(address, name) from error
+            raise
+        if number and self.get(number) is None:
+            raise _not_owner(address, name)
 
     def vf_address(self, lease: Lease) -> PciAddress | None:
         """Where its VF is now, if it is."""
@@ -349,3 +361,7 @@ class LeaseKeeper:
     async def close(self) -> None:
         """Do nothing more, as if the daemon were killed: the next one goes on."""
         await self._lives.close()
+
+
+def _not_owner(address: PciAddress, name: str) -> NotOwner:
+    return NotOwner(f"You have no lease on a VF at {address} as {name[:64]!r}.", "Leases end by Release.")

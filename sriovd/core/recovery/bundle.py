@@ -70,6 +70,7 @@ class Bundle:
     """`number`: the store's, 0 before it is kept. `slot`: the adapter. `taken_usec`: CLOCK_REALTIME.
     `title`, `reason`: what has happened, in a few words and in full. `records`: the errors that the kernel
     has told. `counters_before`: when the adapter was last known to be well. `actions`: what sriovd did last.
+    Lines of `kernel_log` and `actions` begin with their stamp(), negative for what was before this boot.
     `left_out`: what did not fit, in words."""
 
     number: int
@@ -109,6 +110,11 @@ class Bundle:
         """The inverse. Raises ValueError naming the field when one is missing, unknown, of the wrong type or
         out of its range."""
         return cls(**fields.parse_fields("a bundle", _BUNDLE_FIELDS, data))
+
+
+def stamp(at_usec: int) -> str:
+    """How a line begins that tells of that time (CLOCK_MONOTONIC): as in the kernel's log."""
+    return f"[{at_usec / 1e6:.6f}]"
 
 
 def pack_config(config: bytes) -> str:

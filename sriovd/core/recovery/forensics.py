@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sriovd.backend.steps import Chain, Script, Verb
 from sriovd.core.errors import BackendFailed, InvalidArgument, NoSuchFunction, SriovdError
-from sriovd.core.recovery.bundle import Bundle, BundleKind, FunctionDump, FunctionRole
+from sriovd.core.recovery.bundle import Bundle, BundleKind, FunctionDump, FunctionRole, stamp
 from sriovd.core.recovery.bundle_size import fit_bundle
 from sriovd.core.recovery.probe import read_config_step
 from sriovd.core.recovery.record import AdapterPe
@@ -136,4 +136,8 @@ class Forensics:
             recent = await self._site.store.read_recent_intents(slot, _ACTIONS)
         except BackendFailed:
             return ()
-        return [f"{title}: {outcome or 'under way'}" for title, outcome, _ in recent]
+        clocks_usec = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        return [
+            f"{stamp(begun_usec - clocks_usec)} {title}: {outcome or 'under way'}"
+            for title, outcome, begun_usec in recent
+        ]

@@ -13,6 +13,7 @@ import pytest
 from sriovd.bus import descriptors
 from sriovd.bus.descriptors import Descriptors
 from sriovd.core.errors import PoolExhausted
+from sriovd.core.trace.transaction import current_requester, transaction
 
 from .support import in_loop, open_fds, until
 
@@ -46,6 +47,20 @@ async def test_the_last_copy_counts() -> None:
         await until(lambda number=number: told.closed == list(range(1, number + 1)))  # type: ignore[misc]
     assert (told.kept, len(told.ends)) == ({}, 0)
     assert len(open_fds()) == len(before) + 1  # the epoll
+
+
+@in_loop
+async def test_a_hangup_is_done_in_nobodys_name() -> None:
+    """Not in that of whose call was the first."""
+    causes: list[str] = []
+    ends = Descriptors(lambda _: causes.append(current_requester()), lambda _, __: None, lambda _: None)
+    for number, uid in ((1, ALICE), (2, BOB)):
+        with transaction("Acquire", f"uid {uid}"):
+            made = ends.make(uid)
+            ends.watch(number, made.own, uid)
+        made.theirs.close()
+        await until(lambda number=number: len(causes) == number)  # type: ignore[misc]
+    assert causes == ["sriovd"] * 2
 
 
 @in_loop

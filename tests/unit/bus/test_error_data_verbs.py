@@ -3,6 +3,7 @@ nothing of whose the VF is."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ from sriovd.daemon import _contract_for
 from sriovd.pci import PciAddress
 from tests.unit.bus.leasedhost import leased_host
 
-from .support import in_loop
+from .support import in_loop, until
 from .test_recovery_verbs import (
     FREE,
     LEASED,
@@ -162,6 +163,47 @@ async def test_the_owner_is_known_while_his_vf_is_away() -> None:
         assert "NotOwner" in await here.refusal(STRANGER, "ReadErrorData", LEASED)
 
 
+@pytest.mark.parametrize(
+    ("member", "what"), [("Inspect", ("registers",)), ("Inspect", ("attributes",)), ("ReadErrorData", ())]
+)
+def test_who_has_waited_until_his_lease_was_over_learns_nothing(member: str, what: tuple[str, ...]) -> None:
+    """He was asked for his right before the adapter's jobs, of which the end of his lease is one."""
+
+    @in_loop
+    async def test() -> None:
+        async with site() as here:
+            leases = here.engine.leases
+            (lease,) = leases.all()
+            async with here.engine.executor.lane(str(PF.slot)):
+                over = asyncio.ensure_future(leases.release(lease.number, False))
+                await until(lambda: any(job.operation == "CleanLease" for job in here.engine.jobs.running))
+                asked = asyncio.ensure_future(here.refusal(TENANT, member, LEASED, *what))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert not asked.done()
+            assert (await asked).startswith("NotOwner: You have no lease on a VF at HERE as 'vm'.")
+            await over
+
+    test()
+
+
+@pytest.mark.parametrize(("member", "what"), VERBS)
+def test_a_tenant_who_may_recover_learns_of_no_former_owner(member: str, what: tuple[str, ...]) -> None:
+    """Who names no owner asks for all that there ever was of the VF."""
+
+    @in_loop
+    async def test() -> None:
+        async with site() as here:
+            sees = Caller(":1.7", OPERATOR, False, False, {function_path(LEASED)})
+            call = here.handlers[MANAGER, member]
+            with pytest.raises(NotAuthorized, match="inspect"):
+                await call(sees, "/org/sriovd1", str(LEASED), *what, {})
+            with pytest.raises(NoSuchFunction):
+                await call(sees, "/org/sriovd1", str(FREE), *what, {})
+
+    test()
+
+
 async def spend(here: Site, uid: int, member: str, *arguments: Any) -> int:
     """How often it is answered or refused before it comes too early."""
     for count in range(100):
@@ -187,6 +229,27 @@ async def test_a_refusal_costs_what_an_answer_costs() -> None:
         assert await spend(here, ROOT_USER, "ReadErrorData", named(OWNER)) == 100
         with pytest.raises(LimitsExceeded):
             await here.ask(TENANT, "ReadErrorData", "not an address", {})
+
+
+@in_loop
+async def test_who_keeps_every_descriptor_gets_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the long run they come slower than what is copied to him: sriovd's memory pays for them."""
+    async with site() as here:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "time", Clock().step)
+            assert 64 <= await spend(here, STRANGER, "CollectErrorData", named(OWNER)) < 67
+            assert await spend(here, STRANGER, "ReadErrorData", named(OWNER)) == 100
+
+
+class Clock:
+    """Five seconds pass with each look."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def step(self) -> float:
+        self.now_s += 5.0
+        return self.now_s
 
 
 @in_loop

@@ -25,6 +25,7 @@ from sriovd.core.errors import (
     LockedOut,
     NoSuchFunction,
     NotAuthorized,
+    NotOwner,
     SriovdError,
     TimedOut,
 )
@@ -258,6 +259,18 @@ async def test_waiting_ends_with_permission_with_time_and_with_the_caller() -> N
         await asyncio.wait({waiting})
         assert waiting.cancelled()
         assert (here.desk.waiting, here.bus.watched) == (0, {})
+
+
+@in_loop
+async def test_who_waits_until_his_lease_is_over_learns_nothing() -> None:
+    async with site() as here:
+        (lease,) = here.engine.leases.all()
+        asked = asyncio.ensure_future(here.ask(TENANT, "WaitPermitted", LEASED, OWNER, 60_000_000))
+        await until(lambda: here.desk.waiting == 1)
+        await here.engine.leases.release(lease.number, False)
+        here.desk.gate.set()
+        with pytest.raises(NotOwner, match="You have no lease"):
+            await asked
 
 
 @in_loop

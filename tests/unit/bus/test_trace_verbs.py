@@ -12,13 +12,21 @@ import pytest
 
 from sriovd.backend.simulated import SimulatedBackend
 from sriovd.bus.dispatch import Caller
+from sriovd.bus.errors import LimitsExceeded
 from sriovd.bus.objects import MANAGER, TRACE, Objects, function_path
 from sriovd.bus.signature import Variant
 from sriovd.bus.trace_verbs import TraceVerbs
 from sriovd.bus.tree import NoSuchObject, Tree
 from sriovd.bus.visibility import Shares
 from sriovd.core.engine import Engine, Places
-from sriovd.core.errors import InvalidArgument, NoSuchFunction, NotAuthorized, NotSupported, SriovdError
+from sriovd.core.errors import (
+    InvalidArgument,
+    NoSuchFunction,
+    NotAuthorized,
+    NotOwner,
+    NotSupported,
+    SriovdError,
+)
 from sriovd.core.trace.desk import Shelf, TraceDesk
 from sriovd.core.trace.transaction import transaction
 from sriovd.daemon import _contract_for
@@ -244,3 +252,25 @@ async def test_reading_the_tail_leaves_nothing_in_it() -> None:
         with transaction("Stop", "uid 1000 (:1.1000)"), pytest.raises(NotSupported):
             await here.ask(TENANT, "Stop", LEASED)
         assert recorder.tail((PF, lease.index), lease.number)[-1].operation == "Stop"
+
+
+async def count_starts(here: Site, uid: int) -> int:
+    """How often a user may start a trace, whatever comes of it, before he is too quick."""
+    for count in range(100):
+        try:
+            await here.ask(uid, "Start", LEASED)
+            await here.ask(uid, "Stop", LEASED)
+        except LimitsExceeded as error:
+            assert "come again in" in str(error)
+            return count
+        except (NotOwner, InvalidArgument):  # the memory is root's
+            continue
+    return 100
+
+
+@in_loop
+async def test_who_starts_all_the_time_is_slowed_down() -> None:
+    async with site() as here:
+        assert 64 <= await count_starts(here, TENANT) < 70
+        assert 64 <= await count_starts(here, STRANGER) < 70
+        assert await count_starts(here, ROOT_USER) == 100

@@ -26,7 +26,7 @@ MARKERS = (
     "lease 9", "qemu-kvm (pid 4242)", "02:00:00:00:00:33",
 )  # fmt: skip
 LOG = f"[   12.345678] vfio-pci {VF}: vfio_bar_restore: reset recovery - restoring BARs"
-ACTION = f"resetting {VF}: done"
+ACTION = f"[13.000001] resetting {VF}: done"
 
 dirty = st.builds(
     "".join,
@@ -117,7 +117,12 @@ def own_bundle() -> Bundle:
         counters_before={OTHER: counted},
         counters_after={VF: counted, OTHER: counted, PF: counted},
         kernel_log=(LOG, f"[ 1.0] igb {PF}: VF 1 is gone", f"[ 1.0] vfio-pci {OTHER}: reset", f"{VF}: no"),
-        actions=(ACTION, f"resetting {OTHER}: done", "fencing the VFs of 0000:01:00: done"),
+        actions=(
+            ACTION,
+            f"[13.0] resetting {OTHER}: done",
+            "[13.0] fencing the VFs of 0000:01:00: done",
+            f"[-1.0] resetting {VF}: done",
+        ),
         left_out=("3 functions",),
     )
 
@@ -139,6 +144,15 @@ def test_all_of_its_own_is_there() -> None:
 def test_what_a_former_owner_met_is_not_shown() -> None:
     cut = cut_bundle(own_bundle(), VF, PF, Concern.OWN, since_usec=60)
     assert [each.at_usec for each in cut.records] == [100]
+    for since_usec, errors, log, actions in (
+        (120, 2, (LOG,), (ACTION,)),
+        (125, 1, (LOG,), (ACTION,)),
+        (12_345_678, 0, (LOG,), (ACTION,)),
+        (12_345_679, 0, (), (ACTION,)),
+        (13_000_002, 0, (), ()),
+    ):
+        cut = cut_bundle(own_bundle(), VF, PF, Concern.OWN, since_usec)
+        assert (len(cut.adapter_errors), cut.kernel_log, cut.actions) == (errors, log, actions)
 
 
 @pytest.mark.parametrize(
