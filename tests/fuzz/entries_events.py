@@ -26,7 +26,7 @@ from tests.unit.backend_linux import trace_pages as pages
 from tests.unit.core.recovery.samples import TLP
 from tests.unit.core.trace.test_joining import MAC_DENIED, OVERRIDE, PF, TWIN, TWIN_VFS, VFS, make_host
 
-LINUX = "sriovd.backend.linux"
+LINUX, MENTIONS = "sriovd.backend.linux", "sriovd.backend.vf_mentions"
 # Each tracepoint with its form and a record of it.
 _EVENTS: tuple[tuple[TraceEvent[Any], str, bytes], ...] = (
     (error_records._AER_EVENT, pages.AER_FORMAT, pages.make_record(str(VFS[1]), 0, 0x4000, TLP)),
@@ -207,11 +207,13 @@ ENTRIES = (
         _message,
         NO_ERRORS,
         _messages,
-        (f"{LINUX}.driver_messages", f"{LINUX}.throttle", "sriovd.core.trace.joining"),
+        (f"{LINUX}.driver_messages", f"{LINUX}.throttle", "sriovd.core.trace.joining", MENTIONS),
         (
             b"VF 1",
             b"VF ",
             b"vf",
+            b"VF Reset msg received from vf ",
+            b"VF reset check timeout on VF ",
             b" and ",
             b", ",
             b"+pci:",
@@ -233,7 +235,7 @@ ENTRIES = (
         _health,
         NO_ERRORS,
         lambda: (b"tx\0TX timeout on queue: 1", f"fw\0syndrome of {VFS[1]}".encode()),
-        (f"{LINUX}.device_reports", "sriovd.core.trace.joining"),
+        (f"{LINUX}.device_reports", "sriovd.core.trace.joining", MENTIONS),
         (b"VF 1", b"VF 2", str(VFS[1]).encode(), str(VFS[3]).encode(), b"01:10.4", b" "),
         2048,
     ),
