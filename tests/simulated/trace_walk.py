@@ -268,6 +268,8 @@ class TraceWalk(Walk):
             await self._empty()
             self.traces.buffers.close()
         self.traces.buffers.kill()
+        if self.engine.recorder._alarm is not None:
+            self.engine.recorder._alarm.cancel()
         await super().kill()
 
     is_ending = False

@@ -133,6 +133,11 @@ class Recorder:
                 loop, left_sec = asyncio.get_running_loop(), (due_nsec - now_nsec) / 1e9
                 self._alarm = loop.call_later(left_sec, guarded(self._flush))
 
+    @guarded
+    def close(self) -> None:
+        """The daemon ends: what was counted is told, and nothing more comes."""
+        self._flush()
+
     def _flush(self) -> None:
         """Tell what was only counted by now."""
         if self._alarm is not None:

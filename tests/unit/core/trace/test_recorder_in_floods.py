@@ -108,6 +108,17 @@ async def test_errors_that_were_counted_in_a_lease_are_not_told_in_the_next(tmp_
         assert errors_of(host)[-1].arguments == f"corrected RxErr ({50 - ERRORS_AT_MOST} times)"
 
 
+@on_host
+async def test_what_is_counted_when_the_daemon_ends_is_told(tmp_path: Path) -> None:
+    async with world(tmp_path, vfs=1) as host:
+        lease, recorder = await host.lend(ALICE, "alice"), host.engine.recorder
+        for _ in range(50):
+            recorder.take(make_error())
+        recorder.close()
+        assert recorder._alarm is None
+        assert errors_of(host, 0, lease.number)[-1].arguments.endswith(f"({50 - ERRORS_AT_MOST} times)")
+
+
 @pytest.mark.parametrize(
     ("event", "operation"), [(MessagesLost(None, 7, 0), "messages-lost"), (EventsLost("x"), "events-lost")]
 )
