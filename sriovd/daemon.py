@@ -152,9 +152,10 @@ class Daemon:
     ) -> dict[tuple[str, str], Handler]:
         engine = self._engine
         return {
-            **Verbs(engine.inventory, engine.lifecycle, objects, authority).handlers(),
+            **Verbs(engine.inventory, engine.lifecycle, engine.leases, objects, authority).handlers(),
             **PolicyVerbs(
-                engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, objects, authority
+                engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, engine.leases, objects,
+                authority,
             ).handlers(),
             **LeaseVerbs(
                 engine.inventory, engine.leases, engine.jobs, objects, authority,

@@ -23,13 +23,14 @@ from sriovd.bus.replies import (
     name_caller,
     parse_address,
     require_operator,
-    require_sight,
 )
 from sriovd.bus.signature import Variant
+from sriovd.bus.tenure import Tenure
 from sriovd.core.attributes import make_wish
 from sriovd.core.converge.campaign import Campaign, digest_all
 from sriovd.core.converge.keeper import PolicyKeeper
 from sriovd.core.converge.rulebook import Rulebook
+from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.lifecycle import Lifecycle
 from sriovd.pci import PciAddress
 
@@ -53,6 +54,7 @@ class PolicyVerbs:
         campaign: Campaign,
         policy: PolicyKeeper,
         rulebook: Rulebook,
+        leases: LeaseKeeper,
         objects: Objects,
         authority: Authority,
     ) -> None:
@@ -60,6 +62,7 @@ class PolicyVerbs:
         self._campaign = campaign
         self._policy = policy
         self._rulebook = rulebook
+        self._leases = leases
         self._objects = objects
         self._authority = authority
 
@@ -125,8 +128,8 @@ class PolicyVerbs:
         return await self._set(caller, self._objects.address_at(path), attributes, options)
 
     async def _get(self, caller: Caller, address: PciAddress) -> tuple[dict[str, Variant]]:
-        require_sight(caller, address)
-        attributes, link = await self._lifecycle.read_attributes(address)
+        with Tenure(caller, self._leases, address).while_lasting():
+            attributes, link = await self._lifecycle.read_attributes(address)
         shown = {name: Variant(_TYPES[type(value)], value) for name, value in attributes.items()}
         limits = {"min-mtu": link.min_mtu, "max-mtu": link.max_mtu}
         return (shown | {name: Variant("u", value) for name, value in limits.items()},)
@@ -137,9 +140,10 @@ class PolicyVerbs:
         wish = make_wish(parse_options(attributes, _ATTRIBUTES))
         given = parse_options(options, {**WAIT, **GENERATION})
         await self._authority.check(caller, CONFIGURE, {"address": str(address)})
-        require_sight(caller, address)
+        tenure = Tenure(caller, self._leases, address)
+        tenure.require_active()
         job = self._lifecycle.set_attributes(address, wish, name_caller(caller), given.get("generation", 0))
-        return await answer_with_job(self._objects, caller, job, given)
+        return await answer_with_job(self._objects, caller, tenure.cover(job), given)
 
 
 def _addresses(given: dict[str, Any]) -> list[PciAddress]:

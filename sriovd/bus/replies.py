@@ -51,9 +51,12 @@ def require_sight(caller: Caller, target: PciAddress | str) -> None:
     if caller.is_operator:
         return
     if isinstance(target, str) or not caller.sees(f"{ROOT}/function/{encode_path_element(str(target))}"):
-        raise NoSuchFunction(
-            f"There is no function {target} for you.", "ListFunctions lists those there are."
-        )
+        raise refuse_unseen(target)
+
+
+def refuse_unseen(target: PciAddress | str) -> NoSuchFunction:
+    """What is told to who does not see it."""
+    return NoSuchFunction(f"There is no function {target} for you.", "ListFunctions lists those there are.")
 
 
 def require_operator(caller: Caller) -> None:

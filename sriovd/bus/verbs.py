@@ -46,8 +46,10 @@ from sriovd.bus.replies import (
     require_operator,
     require_sight,
 )
+from sriovd.bus.tenure import Tenure
 from sriovd.core.errors import InvalidArgument, NoSuchFunction
 from sriovd.core.inventory import Function, Inventory
+from sriovd.core.lease.keeper import LeaseKeeper
 from sriovd.core.lifecycle import CountOptions, Lifecycle
 from sriovd.pci import AddressError, PciAddress, PciSlot
 
@@ -59,10 +61,16 @@ class Verbs:
     """The handlers of all methods."""
 
     def __init__(
-        self, inventory: Inventory, lifecycle: Lifecycle, objects: Objects, authority: Authority
+        self,
+        inventory: Inventory,
+        lifecycle: Lifecycle,
+        leases: LeaseKeeper,
+        objects: Objects,
+        authority: Authority,
     ) -> None:
         self._inventory = inventory
         self._lifecycle = lifecycle
+        self._leases = leases
         self._objects = objects
         self._authority = authority
 
@@ -125,11 +133,11 @@ class Verbs:
 
     async def bind(self, caller: Caller, address: PciAddress, driver: str, options: Options) -> JobReply:
         given = parse_options(options, _FUNCTION_OPTIONS)
-        await self._authorize(caller, BIND_DRIVER, address)
+        tenure = await self._authorize(caller, BIND_DRIVER, address)
         job = self._lifecycle.bind(
             address, driver, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
-        return await answer_with_job(self._objects, caller, job, given)
+        return await answer_with_job(self._objects, caller, tenure.cover(job), given)
 
     async def bind_vfs(self, caller: Caller, pf: PciAddress, driver: str, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
@@ -143,19 +151,19 @@ class Verbs:
 
     async def unbind(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
         given = parse_options(options, _FUNCTION_OPTIONS)
-        await self._authorize(caller, BIND_DRIVER, address)
+        tenure = await self._authorize(caller, BIND_DRIVER, address)
         job = self._lifecycle.unbind(
             address, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
-        return await answer_with_job(self._objects, caller, job, given)
+        return await answer_with_job(self._objects, caller, tenure.cover(job), given)
 
     async def reset(self, caller: Caller, address: PciAddress, options: Options) -> JobReply:
         given = parse_options(options, _FUNCTION_OPTIONS)
-        await self._authorize(caller, RESET, address)
+        tenure = await self._authorize(caller, RESET, address)
         job = self._lifecycle.reset(
             address, is_forced(given), name_caller(caller), given.get("generation", 0)
         )
-        return await answer_with_job(self._objects, caller, job, given)
+        return await answer_with_job(self._objects, caller, tenure.cover(job), given)
 
     async def remove(self, caller: Caller, pf: PciAddress, options: Options) -> JobReply:
         given = parse_options(options, WAIT_FORCE)
@@ -208,9 +216,12 @@ class Verbs:
         job.cancel()
         return ()
 
-    async def _authorize(self, caller: Caller, action: str, address: PciAddress) -> None:
+    async def _authorize(self, caller: Caller, action: str, address: PciAddress) -> Tenure:
+        """The right to do that to the function now. Raises NotAuthorized, NoSuchFunction."""
         await self._authority.check(caller, action, {"address": str(address)})
-        require_sight(caller, address)
+        tenure = Tenure(caller, self._leases, address)
+        tenure.require_active()
+        return tenure
 
 
 class SimulatorVerbs:

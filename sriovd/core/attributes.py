@@ -25,6 +25,9 @@ from sriovd.backend.vf_attributes import (
 from sriovd.core.errors import InvalidArgument
 from sriovd.pci import PciAddress
 
+# What no tenant may leave behind where no policy says otherwise. Its MAC address is the place's, and stays.
+NEUTRAL = VfAttributes(vlan=0, qos=0, min_tx_rate=0, max_tx_rate=0, spoof_check=True, trust=False)
+
 # What an attribute is when the kernel leaves it out: without a VLAN there is no protocol to tell.
 _UNTOLD: Mapping[str, str | int] = {
     "vlan": 0, "qos": 0, "vlan_protocol": VLAN_PROTOCOLS[0], "min_tx_rate": 0, "max_tx_rate": 0,

@@ -39,7 +39,8 @@ class JobState(StrEnum):
 
 
 class Job:
-    """One mutation under way or past. `progress`: 0.0 to 1.0. `requester`: who asked, for the journal."""
+    """One mutation under way or past. `progress`: 0.0 to 1.0. `requester`: who asked, for the journal.
+    `admit`: raises an SriovdError when it is no longer his to ask for, once the adapter's turn has come."""
 
     def __init__(self, number: int, operation: str, objects: Sequence[Function], requester: str) -> None:
         self.number = number
@@ -53,6 +54,7 @@ class Job:
         self.error: SriovdError | None = None
         self.on_change: Callable[[Job], None] = lambda _: None
         self.on_cancel: Callable[[], None] = lambda: None
+        self.admit: Callable[[], None] = lambda: None
         self._cancel_asked = False
         self._ended = asyncio.Event()
 

@@ -154,6 +154,7 @@ class Lifecycle:
 
         async def work(job: Job) -> Result:
             while True:
+                job.admit()  # nor is it kept for another's VF
                 kept = await self._recovery.keep_wish(address, wish, job)
                 vf = self._inventory.get(address, 0 if kept else generation)
                 try:

@@ -235,9 +235,11 @@ async def test_an_error_comes_before_the_owner_has_unfrozen_his_vf(bus: PrivateB
 
 @in_loop
 async def test_a_lease_is_released_while_its_vf_is_away(bus: PrivateBus, root: str) -> None:
+    """Its successor has nothing of what the VF was to its owner: nobody has it to clean it."""
     async with ward(bus.address, root) as here:
         before = here.look()
         lease, _ = await here.client.lease("vm", address=VFS[2])
+        await here.set_attributes(VFS[2], vlan=Variant("u", 33), trust=Variant("b", True))
         await here.hold_open(VFS[5])
         await here.err(severity="fatal")
         await here.until_waits(SLOT, VFS[5])

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 
 from sriovd.backend.base import HostReadError
 from sriovd.core.converge.apply import Applier, describe_steps
@@ -131,7 +132,8 @@ class PolicyKeeper:
                 self._begin_checks(pf.adapter)
 
     def _begin_checks(self, adapter: str) -> None:
-        task = asyncio.create_task(self._check_adapter(adapter))
+        # In nobody's name: the task looks at all of the adapter's suspects, whoever woke it for the first.
+        task = asyncio.create_task(self._check_adapter(adapter), context=Context())
         self._checks[adapter] = task
         task.add_done_callback(lambda done: self._end_checks(adapter, done))
 

@@ -148,11 +148,7 @@ class LeaseKeeper:
     async def open_group(self, lease: Lease) -> int:
         """A descriptor of the lease's VFIO group. Raises NotSupported, LockedOut, InUse, Stuck,
         BackendFailed, NoSuchFunction."""
-        if self.is_held((lease.pf, lease.index)):
-            raise LockedOut(
-                f"The VF of {lease} is being recovered from an error.",
-                "WaitPermitted returns when it may be unfrozen.",
-            )
+        self._refuse_held(lease)
         if lease.number in self._opening:
             raise InUse(f"The VFIO group of {lease} is being opened already.", "Wait for that.")
         self._opening.add(lease.number)
@@ -161,10 +157,23 @@ class LeaseKeeper:
         finally:
             self._opening.discard(lease.number)
             ours = self._hand_over_again(lease)
-        if not ours:  # it was released meanwhile
+        try:
+            if not ours:
+                raise LockedOut(f"{lease} has ended while its group was opened.")
+            self._refuse_held(lease)  # it has frozen meanwhile
+        except LockedOut:
             os.close(fd)
-            raise LockedOut(f"{lease} has ended while its group was opened.")
+            raise
         return fd
+
+    def _refuse_held(self, lease: Lease) -> None:
+        """Nobody opens a VF that is being recovered: a rung that destroys it would wait for that. Raises
+        LockedOut."""
+        if self.is_held((lease.pf, lease.index)):
+            raise LockedOut(
+                f"The VF of {lease} is being recovered from an error.",
+                "WaitPermitted returns when it may be unfrozen.",
+            )
 
     def _hand_over_again(self, lease: Lease) -> bool:
         """Whether the lease is as it was; then its owner may open the group himself, too."""

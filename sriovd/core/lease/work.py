@@ -45,8 +45,6 @@ VFIO_PCI = "vfio-pci"
 _A_LONG_TIME_USEC = 10**12
 _OPENING_SEC = 5.0
 _HALF = ".half"  # of the name of a CDI document that is being written: container runtimes pass over it
-# What no tenant may leave behind where no policy says otherwise. Its MAC address is the place's, and stays.
-_NEUTRAL = VfAttributes(vlan=0, qos=0, min_tx_rate=0, max_tx_rate=0, spoof_check=True, trust=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,10 @@ class LeaseWork:
         return self._inventory.get(address, lease.generation)
 
     async def prepare(self, lease: Lease) -> None:
-        """Bind the VF to the lease's driver. Raises SriovdError."""
+        """Bind the VF to the lease's driver; after whatever is being done to its adapter, which may have
+        begun before the VF was lent, and be about to take it away. Raises SriovdError."""
         vf = self.vf_of(lease)
-        if scripts.is_satisfied(vf.facts, lease.driver):
+        if scripts.is_satisfied(vf.facts, lease.driver) and not self._site.workplace.is_busy(vf.adapter):
             return
 
         async def work(job: Job) -> Result:
@@ -211,7 +210,7 @@ class LeaseWork:
             return
         wish = await self._site.rulebook.attributes_for(pf, index)
         have = (await self._site.hands.configurer.read(pf)).vfs.get(index, VfAttributes())
-        neutral = attributes.restrict_to_told(_NEUTRAL, have)
+        neutral = attributes.restrict_to_told(attributes.NEUTRAL, have)
         wishes = {index: attributes.complete(wish, neutral)}
         await self._site.hands.configurer.set_all(job, pf, wishes)
 

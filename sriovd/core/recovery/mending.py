@@ -21,7 +21,7 @@ from sriovd.core.recovery.looking import read_signs_of
 from sriovd.core.recovery.probe import Signs, is_alive, read_command_step
 from sriovd.core.recovery.record import AdapterPe
 from sriovd.core.recovery.site import Site, count_uncorrected
-from sriovd.core.recovery.snapshot import PfShot, overlay
+from sriovd.core.recovery.snapshot import PfShot, VfShot, overlay
 from sriovd.pci import PciAddress
 
 
@@ -67,7 +67,8 @@ async def _make_vfs(site: Site, job: Job, pf: Function, count: int) -> None:
 
 
 def wished(site: Site, pe: AdapterPe, shot: PfShot) -> dict[int, VfAttributes]:
-    """What each VF of that PF shall be, as far as its driver can set it."""
+    """What each VF of that PF shall be, as far as its driver can set it. Who has left it behind meanwhile
+    has not been cleaned up after, if his VF is gone: its successor gets nothing of his."""
     pf = site.inventory.get_pf(shot.address)
     if not pf.facts.net_interfaces:
         return {}
@@ -75,13 +76,22 @@ def wished(site: Site, pe: AdapterPe, shot: PfShot) -> dict[int, VfAttributes]:
     barred = {name for attribute in lacking for name in FIELDS_OF[attribute]}
     found = {}
     for vf in shot.vfs:
-        wish = overlay(vf.attributes, pe.vf((shot.address, vf.index)).wish)
+        if _is_left_behind(site, shot, vf):
+            wish = attributes.restrict_to_told(attributes.NEUTRAL, vf.attributes)
+        else:
+            wish = overlay(vf.attributes, pe.vf((shot.address, vf.index)).wish)
         settable = {
             each.name: getattr(wish, each.name) for each in fields(VfAttributes) if each.name not in barred
         }
         if any(value is not None for value in settable.values()):
             found[vf.index] = VfAttributes(**settable)
     return found
+
+
+def _is_left_behind(site: Site, shot: PfShot, vf: VfShot) -> bool:
+    """Whether the lease that had it when it froze is over."""
+    lease = site.leases.find_at_place((shot.address, vf.index))
+    return bool(vf.lease) and (lease is None or lease.number != vf.lease or lease.is_over)
 
 
 async def look(site: Site, pe: AdapterPe) -> Mapping[PciAddress, Signs]:
@@ -137,7 +147,8 @@ async def _check_vfs(site: Site, pe: AdapterPe) -> None:
 
 
 async def _check_attributes(site: Site, pe: AdapterPe, shot: PfShot) -> None:
-    wishes = wished(site, pe, shot)
+    ended = {vf.index for vf in shot.vfs if _is_left_behind(site, shot, vf)}  # cleaning may have begun
+    wishes = {index: wish for index, wish in wished(site, pe, shot).items() if index not in ended}
     if not wishes:
         return
     async with site.hands.executor.lane(pe.slot):

@@ -53,8 +53,8 @@ class Photographer:
             ports = self._site.backend.read_error_path(address).ports
             port = ports[0] if ports else None
             pf = inventory.functions[address]
-            in_service = partial(_is_missing, out, address)
-            shots.append(take_shot(pf, vfs, port, pe.shot(address), in_service))
+            in_service, lease_of = partial(_is_missing, out, address), partial(self._lease_of, address)
+            shots.append(take_shot(pf, vfs, port, pe.shot(address), in_service, lease_of))
         if shots:
             self._site.lives.edit(slot, shots=tuple(shots))
 
@@ -83,6 +83,10 @@ class Photographer:
             (shot.address, vf.index): vf for shot in self._site.lives.get(slot).shots for vf in shot.vfs
         }
         return all(self._is_known(place, shots.get(place)) for place in self._list_out(slot))
+
+    def _lease_of(self, pf: PciAddress, index: int) -> int:
+        lease = self._site.leases.find_at_place((pf, index))
+        return lease.number if lease is not None else 0
 
     def _is_known(self, place: Place, vf: VfShot | None) -> bool:
         pf = self._site.inventory.functions.get(place[0])

@@ -20,7 +20,7 @@ NO_ATTRIBUTES = VfAttributes()
 class VfShot:
     """A VF: where it was and which it was there (core.inventory.Function), its driver (empty: none), its
     reset methods, and, as far as they could be read, its attributes and whether it might do DMA (Bus
-    Master Enable)."""
+    Master Enable). `lease`: the number of that which had it, 0 for none."""
 
     index: int
     address: PciAddress
@@ -29,6 +29,7 @@ class VfShot:
     reset_methods: tuple[str, ...] = ()
     bus_master: bool = False
     attributes: VfAttributes = NO_ATTRIBUTES
+    lease: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,18 @@ def take_shot(
     port: PciAddress | None,
     before: PfShot | None,
     in_service: Callable[[int], bool],
+    lease_of: Callable[[int], int] = lambda _: 0,
 ) -> PfShot:
     """`pf` with its `vfs` as they are now. `before`: an earlier shot, which goes on to count for the VFs
-    that are not in service."""
+    that are not in service. `lease_of`: the number of the lease that has the VF of that index."""
     found = {
         vf.virtual.index: VfShot(
-            vf.virtual.index, vf.address, vf.generation, vf.facts.driver, vf.facts.reset_methods
+            vf.virtual.index,
+            vf.address,
+            vf.generation,
+            vf.facts.driver,
+            vf.facts.reset_methods,
+            lease=lease_of(vf.virtual.index),
         )
         for vf in vfs
         if vf.virtual is not None

@@ -190,10 +190,11 @@ class Service:
         engine.leases.listen(
             lambda lease: objects.show_lease(lease, engine.leases.vf_address(lease)), objects.drop_lease
         )
-        verbs = Verbs(engine.inventory, engine.lifecycle, objects, self.authority)
+        verbs = Verbs(engine.inventory, engine.lifecycle, engine.leases, objects, self.authority)
         policy = PolicyVerbs(
-            engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, objects, self.authority
-        )
+            engine.lifecycle, engine.campaign, engine.policy, engine.rulebook, engine.leases, objects,
+            self.authority,
+        )  # fmt: skip
         leases = LeaseVerbs(
             engine.inventory, engine.leases, engine.jobs, objects, self.authority,
             self.descriptors,

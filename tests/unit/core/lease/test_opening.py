@@ -65,3 +65,23 @@ async def test_a_group_is_opened_once_and_for_nobody_who_has_released_it(
         assert os.read(reader, 1) == b"", "the descriptor was closed"
         os.close(reader)
         assert host.backend.group_owners == {}
+
+
+@on_host
+async def test_a_group_of_a_vf_that_has_frozen_meanwhile_goes_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had it could open the VF while its recovery destroys it."""
+    reader, writer = os.pipe()
+
+    async def freeze(_group: int, _timeout_sec: float) -> int:
+        host.leases.is_held = lambda _place: True
+        return writer
+
+    async with world(tmp_path) as host:
+        lease = await host.lend(wish=AT_VF0)
+        monkeypatch.setattr(host.backend, "open_group", freeze)
+        with pytest.raises(LockedOut, match="recovered"):
+            await host.leases.open_group(lease)
+        assert os.read(reader, 1) == b"", "the descriptor was closed"
+        os.close(reader)

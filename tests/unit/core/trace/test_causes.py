@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+
+import pytest
 
 from sriovd.core.trace.transaction import current_requester, transaction
+from tests.unit.core.lease.leasehost import on_host, until, world
 from tests.unit.core.minihost import run_async, settle
 from tests.unit.core.test_execute import A, Bench, make_script
 
@@ -28,3 +32,19 @@ def test_what_a_result_causes_is_its_callers_whoever_tells_of_it() -> None:
         assert causes == ["uid 1000"]
 
     run_async(test())
+
+
+@on_host
+async def test_policy_looks_in_nobodys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wakes it for the first: it looks at all that have changed by then."""
+    causes: list[str] = []
+
+    async def look(_adapter: str) -> None:
+        causes.append(current_requester())
+
+    async with world(tmp_path) as host:
+        monkeypatch.setattr(host.engine.policy, "_check_adapter", look)
+        with transaction("Release", "uid 1000"):
+            host.engine.policy._begin_checks(A)
+        await until(lambda: causes)
+        assert causes == ["sriovd"]
