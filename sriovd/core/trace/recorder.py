@@ -82,7 +82,7 @@ class Recorder:
         self._tally = Tally(self._scope_of)
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_nsec = 0
-        self.on_wanted: Callable[[bool], None] = lambda _: None  # whether anybody has, when that changes
+        self.on_wanted: Callable[[bool], None] = lambda _: None  # one more has; none has any more
         inventory.listen(guarded(self._take_change))
 
     # Who speaks, and what is done.
@@ -254,8 +254,7 @@ class Recorder:
         kept = stream.read()
         stream.sink = sink
         self._sinks.add(number)
-        if len(self._sinks) == 1:
-            self.on_wanted(True)
+        self.on_wanted(True)
         for record in kept if history else ():
             sink.write(record)
 
