@@ -136,13 +136,15 @@ async def test_leases_that_end_all_the_time_undo_no_counting(tmp_path: Path, add
 async def test_a_trace_that_is_stopped_ends_with_what_was_counted(tmp_path: Path) -> None:
     async with world(tmp_path, vfs=1) as host:
         lease, recorder, sink = await host.lend(), host.engine.recorder, Sink()
+        for _ in range(3):
+            recorder.take(EventsLost("x"))  # before anybody traces
         recorder.attach(lease.number, sink, False)
         for _ in range(10):
             recorder.take(make_error())
             recorder.take(EventsLost("x"))
         recorder.detach(lease.number)
         assert sorted(each.arguments for each in sink.written[-2:]) == [
-            f"corrected RxErr ({10 - ERRORS_AT_MOST} times)", "perhaps of this VF (9 times)",
+            f"corrected RxErr ({10 - ERRORS_AT_MOST} times)", "perhaps of this VF (10 times)",
         ]  # fmt: skip
         recorder.attach(lease.number, later := Sink(), False)
         recorder.flush()
