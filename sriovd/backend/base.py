@@ -234,7 +234,8 @@ class Backend(Protocol):
 
     def listen_to_drivers(self, wanted: bool) -> None:
         """Whether DriverEvents are wanted from now on; at first they are not. Meanwhile nothing is followed
-        and nobody is woken up. What a host cannot have of them its log says, once."""
+        and nobody is woken up. What a host cannot have of them its log says, once. Who asks again changes
+        nothing but that what has failed since is tried again; if it fails again, MessagesLost comes."""
 
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF (a function with an SR-IOV capability) and VF, PFs first, by address."""

@@ -211,7 +211,7 @@ class Engine:
         """Put on disk what is still to be put there."""
         self.policy.stop()
         self.auditor.stop()
-        self.recorder.close()
+        self.recorder.flush()
         for task in self._menders:
             task.cancel()
         if self._tasks:

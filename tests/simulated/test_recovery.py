@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -159,6 +160,8 @@ async def check_bundle(here: Ward) -> None:
         assert part in text, text
     record = json.loads(await here.read_bundle(number, "json"))
     assert (record["slot"], record["kind"]) == (SLOT, "freeze")
+    clocks_usec = (time.time_ns() - time.monotonic_ns()) // 1000
+    assert abs(record["taken_usec"] - record["taken_monotonic_usec"] - clocks_usec) < 1_000_000
     assert len(record["functions"]) == 1 + 7 + 1
     (await here.client.refused("ReadBundle", "ts", number + 1, "text")).check("NoSuchFunction")
 

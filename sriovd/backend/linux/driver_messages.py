@@ -64,7 +64,7 @@ class KernelJournal(journal.Reader):  # type: ignore[misc]  # systemd-python has
 
 class DriverMessages:
     """A subscription to messages about functions, from start() to stop(). `put` takes each; `is_known` says
-    whether a function is of interest."""
+    whether a function is of interest. `has_failed`: it has ended by itself, and was not started since."""
 
     def __init__(self, put: Callable[[DriverEvent], None], is_known: Callable[[PciAddress], bool]) -> None:
         self._put = put
@@ -74,6 +74,7 @@ class DriverMessages:
         self._fd = -1
         self._pause: asyncio.TimerHandle | None = None
         self._passed_over = 0
+        self.has_failed = False
 
     def start(self) -> None:
         """Subscribe to what comes from now on; without a journal, to nothing."""
@@ -83,6 +84,7 @@ class DriverMessages:
         except OSError as error:
             _log.warning("Messages of drivers cannot be followed, the journal cannot be read: %s", error)
             return
+        self.has_failed = False
         add_reader(self._fd, self._wake_up)
 
     def stop(self) -> None:
@@ -106,6 +108,7 @@ class DriverMessages:
         except OSError as error:
             _log.warning("Messages of drivers cannot be followed any more: %s", error)
             self.stop()
+            self.has_failed = True
             self._put(MessagesLost(None, 0, _now_usec()))
 
     def _receive(self) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from sriovd.backend.base import (
     Leftover,
     Severity,
 )
+from sriovd.backend.driver_events import MessagesLost
 from sriovd.backend.linux.error_records import ErrorRecords
 from sriovd.backend.linux.handover import ROOT_UID, give_node
 from sriovd.backend.linux.helpers import HelperPool
@@ -121,11 +123,17 @@ class LinuxBackend:
         return DriverMessages(put, reader.is_function), DeviceReports(put, reader.root)
 
     def listen_to_drivers(self, wanted: bool) -> None:
-        """Follow the journal and devlink's tracepoints, or no more."""
-        if wanted is not self._listening:
-            self._listening = wanted
-            for source in self._drivers:
-                (source.start if wanted else source.stop)()
+        """Follow the journal and devlink's tracepoints, or no more. See Backend."""
+        listened, self._listening = self._listening, wanted
+        if not wanted and not listened:
+            return
+        for source in self._drivers:
+            if not wanted:
+                source.stop()
+            elif source.has_failed or not listened:
+                source.start()
+        if wanted and any(source.has_failed for source in self._drivers):
+            self._monitor.put(MessagesLost(None, 0, time.monotonic_ns() // 1000))
 
     def list_functions(self) -> Sequence[PciAddress]:
         """Every PF and VF, PFs first. Raises HostReadError."""

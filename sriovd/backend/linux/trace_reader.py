@@ -48,7 +48,8 @@ class TraceEvent(Generic[T]):
 class TraceReader(Generic[T]):
     """A subscription to `events`, all or none, from start() to stop(), in the instance `name` of the tracefs
     below sysfs's `root`. `title`: what they are, for the log. `put` takes each, in the order of
-    time as far as it can be told; `on_loss` is told why some are missing."""
+    time as far as it can be told; `on_loss` is told why some are missing. `has_failed`: it has ended by
+    itself, and was not started since."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class TraceReader(Generic[T]):
         self._kinds: dict[int, tuple[TraceEvent[T], EventFormat]] = {}
         self._buffers: list[int] = []  # one for each CPU
         self._poll = select.poll()
+        self.has_failed = False
 
     @property
     def is_open(self) -> bool:
@@ -83,6 +85,7 @@ class TraceReader(Generic[T]):
             _log.warning("The kernel's records of %s cannot be had: %s", self._title, error)
             self.stop()
             return
+        self.has_failed = False
         for buffer in self._buffers:
             self._poll.register(buffer, select.POLLIN)
         # The buffer of a CPU that has never been online is always in error (ring_buffer_poll_wait): nobody
@@ -113,6 +116,7 @@ class TraceReader(Generic[T]):
             pages = [page for buffer in filled for page in _read_pages(buffer)]
         except OSError as error:
             self.stop()
+            self.has_failed = True
             self._report_loss(f"the records of {self._title} cannot be read any more: {error}")
             return
         records = [record for page in pages for record in self._split(page)]

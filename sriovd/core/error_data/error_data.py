@@ -16,6 +16,7 @@ from sriovd.backend.base import ErrorRecord
 from sriovd.core.discretion import is_discreet
 from sriovd.core.error_data.cut import Cut, OwnCounters, cut_bundle, name_errors
 from sriovd.core.errors import InvalidArgument, SriovdError
+from sriovd.core.fields import LARGEST_NUMBER
 from sriovd.core.inspect.inspector import Inspector
 from sriovd.core.inspect.site import Site, Subject
 from sriovd.core.inspect.vocabulary import Inspection
@@ -93,12 +94,13 @@ def _choose(heads: Sequence[tuple[BundleHead, Concern]], number: int) -> tuple[B
 
 
 def _since_usec(subject: Subject, bundle: Bundle) -> int:
-    """When the lease began by CLOCK_MONOTONIC, by which errors are told; 0 for a bundle of an earlier boot,
-    whose clock was another."""
-    boot_usec = _now_usec() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-    if bundle.taken_usec < boot_usec:
+    """When the lease began by the CLOCK_MONOTONIC of the boot in which the bundle was taken, by which errors
+    are told; of a bundle that does not know that, all may have been before."""
+    if not subject.since_usec:
         return 0
-    return subject.since_usec - (_now_usec() - time.monotonic_ns() // 1000)
+    if not bundle.taken_monotonic_usec:
+        return LARGEST_NUMBER
+    return bundle.taken_monotonic_usec - (bundle.taken_usec - subject.since_usec)
 
 
 def _name_kind(adapter: AdapterPe, vf: VfPe, cut: Cut | None) -> str:

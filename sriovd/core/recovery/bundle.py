@@ -71,7 +71,8 @@ class Bundle:
     `title`, `reason`: what has happened, in a few words and in full. `records`: the errors that the kernel
     has told. `counters_before`: when the adapter was last known to be well. `actions`: what sriovd did last.
     Lines of `kernel_log` and `actions` begin with their stamp(), negative for what was before this boot.
-    `left_out`: what did not fit, in words."""
+    `left_out`: what did not fit, in words. `taken_monotonic_usec`: `taken_usec` by CLOCK_MONOTONIC, by which
+    records and lines are told; 0: not known, in what a former release has kept."""
 
     number: int
     slot: str
@@ -86,6 +87,7 @@ class Bundle:
     kernel_log: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    taken_monotonic_usec: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -103,12 +105,15 @@ class Bundle:
             "kernel_log": list(self.kernel_log),
             "actions": list(self.actions),
             "left_out": list(self.left_out),
+            "taken_monotonic_usec": self.taken_monotonic_usec,
         }
 
     @classmethod
     def from_dict(cls, data: object) -> Bundle:
         """The inverse. Raises ValueError naming the field when one is missing, unknown, of the wrong type or
         out of its range."""
+        if isinstance(data, dict):
+            data = {"taken_monotonic_usec": 0, **data}
         return cls(**fields.parse_fields("a bundle", _BUNDLE_FIELDS, data))
 
 
@@ -196,4 +201,5 @@ _BUNDLE_FIELDS: dict[str, fields.Parser] = {
     "kernel_log": fields.list_of(fields.text),
     "actions": fields.list_of(fields.text),
     "left_out": fields.list_of(fields.text),
+    "taken_monotonic_usec": fields.whole(0, fields.LARGEST_NUMBER),
 }

@@ -51,6 +51,7 @@ class Forensics:
             slot=pe.slot,
             kind=kind,
             taken_usec=time.time_ns() // 1000,
+            taken_monotonic_usec=time.monotonic_ns() // 1000,
             title=title,
             reason=pe.reason,
             functions=await self._dump(pe),

@@ -14,7 +14,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sriovd.backend.base import Evidence, KernelEvent, LinkChanged, Uevent, UeventAction
+from sriovd.backend.base import ErrorRecord, Evidence, KernelEvent, LinkChanged, Uevent, UeventAction
 from sriovd.backend.driver_events import DeviceReport, DriverMessage, MessagesLost
 from sriovd.backend.steps import ChainResult, Script
 from sriovd.core.inventory import Change, Function, FunctionChange, Inventory
@@ -32,7 +32,7 @@ from sriovd.core.trace.notes import (
     subject_of,
 )
 from sriovd.core.trace.stream import Sink, Stream
-from sriovd.core.trace.tally import Counted, Tally
+from sriovd.core.trace.tally import Counted, Scope, Tally
 from sriovd.core.trace.transaction import CURRENT, Transaction, speaks_for
 from sriovd.pci import PciAddress
 from sriovd.trace.record import Direction, Record, RecordType, Status
@@ -47,6 +47,7 @@ KEPT_OF_EARLY = 16  # entries of each
 # late (emulated). What was said right before a lease ended looks as if it had been said afterwards, and may
 # be the words of a VM that the next owner must know nothing of. So what may be so is taken to be so.
 LATE_NSEC = 3_000_000_000
+_LATE = DriverMessage | DeviceReport | MessagesLost  # what the host has lost (address None) names nobody
 
 
 @dataclass(slots=True)
@@ -78,9 +79,10 @@ class Recorder:
         self._away: dict[PciAddress, Place] = {}  # of leased VFs that are being made again
         self._ended: dict[Place, int] = {}  # when leases have, of late, the oldest first
         self._sinks: set[int] = set()  # leases that have one
-        self._tally = Tally()
+        self._tally = Tally(self._scope_of)
         self._alarm: asyncio.TimerHandle | None = None
-        self.on_wanted: Callable[[bool], None] = lambda _: None  # whether anybody has, when that changes
+        self._alarm_nsec = 0
+        self.on_wanted: Callable[[bool], None] = lambda _: None  # one more has; none has any more
         inventory.listen(guarded(self._take_change))
 
     # Who speaks, and what is done.
@@ -129,21 +131,27 @@ class Recorder:
         elif not isinstance(event, LinkChanged):
             now_nsec = time.monotonic_ns()
             self._tell(self._tally.take(event, now_nsec))
-            if self._alarm is None and (due_nsec := self._tally.due_nsec):
-                loop, left_sec = asyncio.get_running_loop(), (due_nsec - now_nsec) / 1e9
-                self._alarm = loop.call_later(left_sec, guarded(self._flush))
+            self._set_alarm(now_nsec)
 
-    @guarded
-    def close(self) -> None:
-        """The daemon ends: what was counted is told, and nothing more comes."""
-        self._flush()
-
-    def _flush(self) -> None:
-        """Tell what was only counted by now."""
+    def _set_alarm(self, now_nsec: int) -> None:
+        """Be woken up when something is due, and never else."""
+        if (due_nsec := self._tally.due_nsec) == self._alarm_nsec:
+            return
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-            self._tell(self._tally.flush(time.monotonic_ns()))
+        if due_nsec:
+            loop, left_sec = asyncio.get_running_loop(), (due_nsec - now_nsec) / 1e9
+            self._alarm = loop.call_later(left_sec, self.flush)
+        self._alarm_nsec = due_nsec
+
+    @guarded
+    def flush(self) -> None:
+        """Tell what was only counted by now: it is due, or the daemon ends."""
+        now_nsec = time.monotonic_ns()
+        told = self._tally.flush(now_nsec)
+        self._set_alarm(now_nsec)
+        self._tell(told)
 
     def _tell(self, events: Iterable[Counted]) -> None:
         from sriovd.core.trace.joining import Neighbourhood, join  # most events never need it
@@ -151,12 +159,24 @@ class Recorder:
         host = Neighbourhood(
             self._place_of, self._pf_driver_of, self._inventory.vfs_of, self._pfs_beside, self._list_traced
         )
-        for event, times in events:
+        for event, times, known in events:
+            late_nsec = LATE_NSEC if isinstance(event, _LATE) and event.address is not None else 0
             if told := join(event, host):
                 note = note_telling(told[0][1], times)  # the same for all
-                is_late = isinstance(event, DriverMessage | DeviceReport | MessagesLost)
-                for place, _ in told:
-                    self._put(place, note, LATE_NSEC if is_late else 0)
+                for place, telling in told:
+                    if place not in known:
+                        self._put(place, note, late_nsec)
+                    elif times > known[place]:
+                        self._put(place, note_telling(telling, times - known[place]), late_nsec)
+
+    @guarded
+    def _settle(self, place: Place) -> None:
+        """Tell that VF alone what was only counted by now: its lease, its trace or itself ends now."""
+        from sriovd.core.trace.joining import describe
+
+        for event, times, is_own in self._tally.settle(place):
+            if isinstance(event, ErrorRecord) or place in self._list_traced():
+                self._put(place, note_telling(describe(event, is_own=is_own), times))
 
     def _take_uevent(self, event: Uevent) -> None:
         stream = self._at.get(event.address) or self._stream_of(event.address)
@@ -207,6 +227,7 @@ class Recorder:
         self._leased_on[str(place[0].slot)].pop(number, None)
         if (trace := self._traces.get(place)) is None:
             return
+        self._settle(place)
         over, now_nsec = trace.stream, time.monotonic_ns()
         self._note_ended(place, now_nsec)
         if self._address_of(place) is None:
@@ -217,7 +238,6 @@ class Recorder:
             trace.since_nsec = now_nsec
             self._at[over.vf] = trace.stream
         self._let_go(number, over)
-        self._flush()  # what was counted by now was before
 
     def _note_ended(self, place: Place, now_nsec: int) -> None:
         """Known as long as it matters, should the VF be made again."""
@@ -229,12 +249,12 @@ class Recorder:
     def attach(self, number: int, sink: Sink, history: bool) -> None:
         """Write the records of that lease to `sink`; with `history`, those that are kept first. Raises
         KeyError when there is no such lease."""
-        stream = self._traces[self._leased[number]].stream
+        self._settle(place := self._leased[number])  # what the host has lost before is nothing to this trace
+        stream = self._traces[place].stream
         kept = stream.read()
         stream.sink = sink
         self._sinks.add(number)
-        if len(self._sinks) == 1:
-            self.on_wanted(True)
+        self.on_wanted(True)
         for record in kept if history else ():
             sink.write(record)
 
@@ -242,6 +262,7 @@ class Recorder:
         """Write them there no more."""
         place = self._leased.get(number)
         if place is not None:
+            self._settle(place)
             self._let_go(number, self._traces[place].stream)
 
     def _let_go(self, number: int, stream: Stream) -> None:
@@ -288,7 +309,9 @@ class Recorder:
             self._at[vf] = trace.stream
             if early is not None:
                 trace.stream.adopt(early)
-        elif early is not None:
+        else:
+            self._tally.settle(place)  # what was counted by now was before
+        if trace is None and early is not None:
             early.keep(self._share())
             self._traces[place] = _Trace(early, since_nsec=self._ended.get(place, 0))
             self._at[vf] = early
@@ -303,6 +326,7 @@ class Recorder:
         self._at.pop(vf, None)
         if trace is not None and trace.lease:
             self._away[vf] = place
+            self._settle(place)
         elif trace is not None:
             del self._traces[place]
 
@@ -358,6 +382,10 @@ class Recorder:
         if function is None or function.physical is None:
             return ()
         return tuple(self._inventory.adapters[function.adapter].physical_functions)
+
+    def _scope_of(self, address: PciAddress) -> Scope:
+        place = self._place_of(address)
+        return frozenset(self._pfs_beside(address) if place is None else (place,))
 
     def _address_of(self, place: Place) -> PciAddress | None:
         return self._inventory.vfs_of(place[0]).get(place[1])

@@ -140,6 +140,10 @@ def test_a_buffer_that_cannot_be_read_any_more_ends_it_and_is_told_once(
         assert isinstance(lost, MessagesLost)
         assert (lost.address, lost.count) == (None, 0)
         assert not tracefs.reports.is_open
+        assert tracefs.reports.has_failed
+        monkeypatch.setattr(trace_reader, "_read_pages", lambda _buffer: [])
+        tracefs.reports.start()
+        assert tracefs.reports.is_open and not tracefs.reports.has_failed
         tracefs.reports.stop()
 
     play(story())

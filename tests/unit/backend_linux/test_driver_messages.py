@@ -194,6 +194,12 @@ def test_a_journal_that_fails_ends_it_and_the_host_goes_on(
         assert isinstance(lost, MessagesLost)
         assert (lost.address, lost.count) == (None, 0)
         ear.messages.stop()
+        assert ear.messages.has_failed
+        ear.messages.start()
+        assert not ear.messages.has_failed
+        fake_journal.latest.add("again")
+        await wait_until(lambda: ear.texts() == ["again"])
+        ear.messages.stop()
 
     play(story())
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sriovd.backend.base import Backend, DriverState, ErrorPath, Holder
+from sriovd.backend.base import Backend, DriverState, ErrorPath, Holder, KernelEvent
+from sriovd.backend.driver_events import MessagesLost
 from sriovd.backend.linux.device_reports import DeviceReports
 from sriovd.backend.linux.driver_messages import DriverMessages
 from sriovd.backend.linux.host import LinuxBackend
@@ -154,6 +155,43 @@ def test_drivers_are_listened_to_while_that_is_wanted(
         assert calls == ["start DriverMessages", "start DeviceReports"]
         await backend.stop()
         assert calls[2:] == ["stop DriverMessages", "stop DeviceReports"]
+
+    play(story())
+
+
+def test_what_has_failed_is_started_again_by_who_asks_next(
+    tree: FakeTree, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who asks is told when that fails, too; what a host never had is not asked for again."""
+    calls: list[str] = []
+    told: list[KernelEvent] = []
+    repaired: list[bool] = []
+
+    def start(source: DriverMessages | DeviceReports) -> None:
+        calls.append(type(source).__name__)
+        source.has_failed = source.has_failed and not repaired
+
+    for source in (DriverMessages, DeviceReports):
+        monkeypatch.setattr(source, "start", start)
+        monkeypatch.setattr(source, "stop", lambda _self: None)
+
+    async def story() -> None:
+        backend = LinuxBackend(str(tree.root), str(tree.run_directory))
+        await backend.start()
+        monkeypatch.setattr(backend._monitor, "put", told.append)
+        backend.listen_to_drivers(True)
+        backend._drivers[0].has_failed = True
+        backend.listen_to_drivers(True)
+        assert calls == ["DriverMessages", "DeviceReports", "DriverMessages"]
+        (lost,) = told
+        assert isinstance(lost, MessagesLost)
+        assert (lost.address, lost.count) == (None, 0)
+        repaired.append(True)
+        for _ in range(2):
+            backend.listen_to_drivers(True)
+        assert calls[3:] == ["DriverMessages"]
+        assert told == [lost]
+        await backend.stop()
 
     play(story())
 

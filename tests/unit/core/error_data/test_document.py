@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
 
+from sriovd.backend.base import ErrorRecord, Severity
 from sriovd.core.error_data.error_data import ErrorData
 from sriovd.core.error_data.text import render
 from sriovd.core.errors import LockedOut
@@ -49,6 +50,7 @@ class FakeSite:
     adapter: AdapterState
     vf_state: VfState
     bundle: BundleKind | None
+    kept: Bundle | None = None
 
     @property
     def desk(self) -> FakeSite:
@@ -62,6 +64,8 @@ class FakeSite:
         return AdapterPe("0000:01:00", self.adapter, reason), VfPe(*place, self.vf_state, reason=reason)
 
     async def read_bundle(self, number: int, _form: str) -> str:
+        if self.kept is not None:
+            return json.dumps(self.kept.to_dict())
         assert self.bundle is not None
         return json.dumps(Bundle(number, "0000:01:00", self.bundle, 17, "x", "y").to_dict())
 
@@ -77,9 +81,9 @@ class LockedInspector:
         raise LockedOut("It is locked out.")
 
 
-def collect(site: FakeSite) -> dict[str, Any]:
+def collect(site: FakeSite, subject: Subject = SUBJECT) -> dict[str, Any]:
     made = ErrorData(cast(Site, site), cast(Inspector, LockedInspector()))
-    return asyncio.run(made.collect(SUBJECT))
+    return asyncio.run(made.collect(subject))
 
 
 @pytest.mark.parametrize(("adapter", "vf", "bundle", "kind"), KINDS)
@@ -114,3 +118,33 @@ def test_the_trace_and_what_is_missing() -> None:
 def test_names_lose_what_a_terminal_would_obey() -> None:
     document = collect(FakeSite(*KINDS[0][:3])) | {"vf": "\x1b[2J"}
     assert "\x1b" not in render(document)
+
+
+@pytest.mark.parametrize(
+    ("taken_monotonic_usec", "since_usec", "shown"),
+    [
+        (100_000_000, 970_000_000, 1),  # the lease began 30 s before, at 70 s of that boot
+        (100_000_000, 930_000_000, 2),
+        (100_000_000, 995_000_000, 0),
+        (0, 930_000_000, 0),  # taken by a former release
+        (0, 0, 2),  # asked by an operator
+    ],
+)
+def test_what_was_before_the_lease_is_not_its_owners_in_whichever_boot_that_was(
+    taken_monotonic_usec: int, since_usec: int, shown: int
+) -> None:
+    errors = tuple(
+        ErrorRecord(address, Severity.NONFATAL, 1 << 12, (), seconds * 1_000_000)
+        for address in (VF, PF)
+        for seconds in (60, 90)
+    )
+    bundle = Bundle(
+        4, "0000:01:00", BundleKind.FREEZE, 1_000_000_000, "x", "y", records=errors,
+        kernel_log=(f"[60.5] vfio-pci {VF}: a", f"[90.5] vfio-pci {VF}: b"),
+        actions=(f"[60.5] resetting {VF}: done", f"[90.5] resetting {VF}: done"),
+        taken_monotonic_usec=taken_monotonic_usec,
+    )  # fmt: skip
+    site = FakeSite(AdapterState.ONLINE, VfState.ONLINE, BundleKind.FREEZE, bundle)
+    error = collect(site, replace(SUBJECT, since_usec=since_usec))["error"]
+    told = [len(error[name]) for name in ("records", "adapter_errors", "kernel_log", "actions")]
+    assert told == [shown] * 4

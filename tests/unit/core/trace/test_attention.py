@@ -19,10 +19,18 @@ def test_who_begins_and_ends_all_the_time_lets_it_go_on() -> None:
             paid.want(True)
             paid.want(False)
             await asyncio.sleep(0)
-        assert told == [True]
+        assert told == [True] * 100
+
+    run_async(test())
+
+
+def test_each_who_begins_asks_for_it() -> None:
+    async def test() -> None:
+        told: list[bool] = []
+        paid = Attention(told.append)
         paid.want(True)
-        await asyncio.sleep(0.01)
-        assert told == [True]
+        paid.want(True)
+        assert told == [True, True]
 
     run_async(test())
 

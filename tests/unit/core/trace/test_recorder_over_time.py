@@ -312,9 +312,9 @@ async def test_drivers_are_listened_to_while_anybody_traces(tmp_path: Path) -> N
             recorder.attach(lease.number, Sink(), False)
         recorder.detach(leases[0].number)
         recorder.detach(leases[0].number)
-        assert wanted == [True]
+        assert wanted == [True, True]  # each may find that something has failed meanwhile
         await host.leases.release(leases[1].number, force=False)
-        assert wanted == [True, False]
+        assert wanted == [True, True, False]
 
 
 @on_host
