@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -147,7 +147,7 @@ def _core_reply(error: core.SriovdError, to_operator: bool) -> ReplyError:
 
 
 def _incident_reply(error: BaseException, doing: str) -> ReplyError:
-    incident = secrets.token_hex(4)
+    incident = os.urandom(4).hex()
     _log.error("incident %s: %s failed by a defect of sriovd", incident, doing, exc_info=error)
     what = "a result that cannot be sent" if isinstance(error, WireError) else "an internal error"
     text = f"{doing} ended in {what} (see the journal for incident {incident})"

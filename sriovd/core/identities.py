@@ -8,7 +8,7 @@ different drivers, so none is left to chance.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from collections.abc import Mapping
 
 from sriovd.core.store import Store
@@ -37,7 +37,7 @@ class Identities:
 
     def _make(self) -> str:
         while True:
-            octets = bytes((_LOCAL_UNICAST, *secrets.token_bytes(5)))
+            octets = bytes((_LOCAL_UNICAST, *os.urandom(5)))
             mac = octets.hex(":")
             if mac not in self._taken:
                 self._taken.add(mac)

@@ -9,7 +9,6 @@ be made. What sriovd adds of itself (stable MAC addresses) is left out where it 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -114,7 +113,9 @@ def digest(steps: Iterable[PlanStep]) -> str:
         f" {step.driver} {step.indexes} {sorted(step.wishes.items())}"
         for step in steps
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    from hashlib import sha256  # loads all of OpenSSL
+
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def wants_stable_macs(pf: Function, desired: Desired) -> bool:

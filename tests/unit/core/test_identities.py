@@ -50,7 +50,7 @@ def test_a_place_keeps_its_address() -> None:
 
 def test_a_taken_address_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
     throws = iter([b"\0\0\0\0\1", b"\0\0\0\0\1", b"\0\0\0\0\2"])
-    monkeypatch.setattr("sriovd.core.identities.secrets.token_bytes", lambda _: next(throws))
+    monkeypatch.setattr("sriovd.core.identities.os.urandom", lambda _: next(throws))
 
     async def main() -> None:
         store = Store(MEMORY, "b", "k")
