@@ -26,7 +26,9 @@ class Tenure:
         self._leases = leases
         self._address = address
         lease = None if caller.is_operator else leases.find_at(address)
-        self._number = lease.number if lease is not None else 0
+        if lease is None and not caller.is_operator:
+            raise refuse_unseen(address)
+        self._number = lease.number if lease is not None else 0  # 0: an operator
 
     def cover(self, job: Job) -> Job:
         """What the job does is done while its owner has the VF, or not at all."""

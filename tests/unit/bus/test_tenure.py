@@ -138,6 +138,22 @@ def test_what_is_asked_after_the_release_is_refused(member: str, arguments: tupl
 
 
 @each_verb
+def test_who_sees_a_vf_and_has_no_lease_of_it_is_refused(member: str, arguments: tuple[Any, ...]) -> None:
+    """As nobody should: then a sight has outlived its lease."""
+
+    @in_loop
+    async def test() -> None:
+        async with site() as here:
+            async with here.turn():
+                over = await here.release()
+            await over
+            with pytest.raises(NoSuchFunction, match="for you"):
+                await here.ask(TENANT, member, *arguments)
+
+    test()
+
+
+@each_verb
 def test_operators_ask_for_any_vf(member: str, arguments: tuple[Any, ...]) -> None:
     """Whoever has it: what stands against it is said."""
 
