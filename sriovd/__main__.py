@@ -13,6 +13,10 @@ gc.disable()  # nothing of what is loaded is garbage, and looking through all of
 # asyncio does without TLS; loading OpenSSL is a tenth of the daemon's start.
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
 
+from sriovd.generated_code import GeneratedCode
+
+generated_code = GeneratedCode.begin()
+
 import argparse
 import asyncio
 import contextlib
@@ -33,6 +37,7 @@ from sriovd.core.policy import DIRECTORIES
 from sriovd.core.store import MEMORY
 from sriovd.daemon import Settings, serve
 
+generated_code.end()
 gc.freeze()
 gc.enable()
 

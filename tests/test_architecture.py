@@ -44,6 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sriovd.trace": PCI,
     "sriovd.core": (*SEAM, "sriovd.trace"),
     "sriovd.bus": (*SEAM, "sriovd.core", "sriovd.trace", "sriovd.outside", "sriovd.partial_import"),
+    "sriovd.generated_code": (),
     "sriovd.keepsakes": (),
     "sriovd.outside": (),
     "sriovd.partial_import": (),

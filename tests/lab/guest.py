@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ COMMAND_TIMEOUT_S = 30.0
 INSTALL_TIMEOUT_S = 120.0
 # The agent answers within two seconds of a command's deadline; an emulated and busy machine takes longer.
 REPLY_MARGIN_S = 10.0
+# kernel/rcu/tree_stall.h rcu_check_gp_kthread_expired_fqs_timer
+LOST_TIMER = "rcu_preempt kthread timer wakeup didn't happen"
 PROJECT_PATH = "/usr/src/sriovd"
 PROJECT_DEVICE = "/dev/disk/by-id/virtio-project"  # the serial that qemu.py gives the disk
 LOG_COMMANDS = {
@@ -51,6 +54,10 @@ class GuestDied(Exception):
 
     The text has the end of its messages and of the serial console.
     """
+
+
+class LostTimer(DeadlineExceeded):
+    """The kernel waits for a timer interrupt of a processor that QEMU no longer delivers."""
 
 
 class CommandFailed(Exception):
@@ -148,8 +155,17 @@ class Guest:
         `terminal` receives the serial console.
 
         DeadlineExceeded or GuestDied with the end of the serial console when it does not come up;
-        LabMissing, BuildFailed from the image.
+        LabMissing, BuildFailed from the image. Where QEMU lost a processor's timer, which emulation does
+        now and then, the kernel never gets to its first process: another is booted, once.
         """
+        try:
+            return cls._boot(layout, kernel, terminal)
+        except LostTimer as error:
+            warnings.warn(f"the lab boots again: {error}", stacklevel=2)
+            return cls._boot(layout, kernel, terminal)
+
+    @classmethod
+    def _boot(cls, layout: Layout, kernel: str, terminal: socket.socket | None) -> Guest:
         directory = Path(tempfile.mkdtemp(prefix="sriovd-lab-"))
         guest = None
         try:
@@ -181,7 +197,12 @@ class Guest:
     def await_boot(self) -> None:
         """Waits for the agent, then systemd, udev's coldplug and a driver on every PF of the layout."""
         self.qmp("qmp_capabilities")
-        self.request("ping", timeout_s=BOOT_TIMEOUT_S)
+        try:
+            self.request("ping", timeout_s=BOOT_TIMEOUT_S)
+        except DeadlineExceeded as error:
+            if LOST_TIMER in self.last_words():
+                raise LostTimer(str(error)) from error
+            raise
         self.agent_ready_s = time.monotonic() - self._started_s
         self._await_units()
         self.boot_s = time.monotonic() - self._started_s

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import host, image
+from tests.lab.guest import Guest, LostTimer
 from tests.lab.layout import LAYOUTS, LayoutError, device_arguments, load_layout, parse_layout
 from tests.lab.project import pack_project, project_files
 from tests.lab.recipe import HERE, KERNELS, TOOLS_RECIPE, UnknownKernel, guest_recipe
@@ -201,3 +202,25 @@ def test_packed_project_has_untracked_files_and_no_ignored_ones(tmp_path: Path) 
 def test_tree_outside_git_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"cannot be packed for the guest: .*not a git repository"):
         project_files(tmp_path)
+
+
+# --- boot
+
+
+@pytest.mark.parametrize("stalls", [1, 2])
+def test_a_boot_without_its_timer_is_begun_anew_once(monkeypatch: pytest.MonkeyPatch, stalls: int) -> None:
+    ends: list[Exception | object] = [LostTimer("ping: no reply")] * stalls + [object()]
+    booted = ends[-1]
+
+    def boot(*_: object) -> object:
+        if isinstance(end := ends.pop(0), Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(Guest, "_boot", boot)
+    with pytest.warns(UserWarning, match="boots again: ping"):
+        if stalls == 1:
+            assert Guest.boot(load_layout("default")) is booted
+        else:
+            with pytest.raises(LostTimer):
+                Guest.boot(load_layout("default"))
