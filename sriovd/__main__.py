@@ -37,7 +37,6 @@ from sriovd.core.policy import DIRECTORIES
 from sriovd.core.store import MEMORY
 from sriovd.daemon import Settings, serve
 
-generated_code.end()
 gc.freeze()
 gc.enable()
 
@@ -138,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             settings = stack.enter_context(_open_bus(given))
             backend = stack.enter_context(_open_host(given))
+            generated_code.end()
             asyncio.run(serve(backend, settings))
     except (BusError, HostReadError, OSError, RuntimeError, ValueError) as error:
         logging.getLogger("sriovd").critical("sriovd ends: %s", error)

@@ -8,7 +8,6 @@ so documentation travels as DocString annotations.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 
 from sriovd.bus.contract import (
@@ -162,4 +161,6 @@ def _annotations(doc: str, others: Mapping[str, str], indent: int) -> str:
 def quote(text: str) -> str:
     """`text` as an attribute's value, in quotes. xml.sax.saxutils has one, which costs importing urllib: a
     tenth of the daemon's start on a slow machine."""
+    import html  # when the first client asks: its table of entities is large
+
     return f'"{html.escape(text)}"'

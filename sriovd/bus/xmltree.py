@@ -42,6 +42,7 @@ def parse_xml(data: bytes) -> Element:
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = add_text
+    parser.buffer_text = True  # a call for each text and not for each of its lines
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
