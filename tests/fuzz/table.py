@@ -38,5 +38,6 @@ EXCEPTIONS: Mapping[str, str] = {
     "sriovd.bus.contract": _OWN_FILE,
     "sriovd.bus.private": "the address that a dbus-daemon of our own prints; demo and tests only",
     "sriovd.bus.xmltree": _OWN_FILE,
+    "sriovd.generated_code": "root's own file, as a .pyc; its checksum comes before its contents",
     "sriovd.trace.header": "writes C and takes nothing in but constants",
 }
