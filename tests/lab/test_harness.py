@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab import host, image
-from tests.lab.guest import Guest, LostTimer
+from tests.lab.guest import LOST_TIMER, Guest, LostTimer
 from tests.lab.layout import LAYOUTS, LayoutError, device_arguments, load_layout, parse_layout
 from tests.lab.project import pack_project, project_files
 from tests.lab.recipe import HERE, KERNELS, TOOLS_RECIPE, UnknownKernel, guest_recipe
+from tests.lab.waiting import DeadlineExceeded
 
 # --- layouts
 
@@ -224,3 +225,26 @@ def test_a_boot_without_its_timer_is_begun_anew_once(monkeypatch: pytest.MonkeyP
         else:
             with pytest.raises(LostTimer):
                 Guest.boot(load_layout("default"))
+
+
+@pytest.mark.parametrize(
+    ("serial", "error"),
+    [
+        (f"[   46.797966] rcu: \t{LOST_TIMER} for 5251 jiffies! g-1071 f0x0", LostTimer),
+        ("[    3.1] systemd[1]: Started something that takes long", DeadlineExceeded),
+    ],
+)
+def test_only_a_lost_timer_is_no_fault_of_the_guest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, serial: str, error: type[Exception]
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise DeadlineExceeded("ping: no reply")
+
+    guest = object.__new__(Guest)
+    guest.directory = tmp_path
+    (tmp_path / "serial.log").write_text(serial)
+    monkeypatch.setattr(guest, "qmp", lambda _: None)
+    monkeypatch.setattr(guest, "request", ask)
+    with pytest.raises(DeadlineExceeded) as caught:
+        guest.await_boot()
+    assert caught.type is error

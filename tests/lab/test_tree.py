@@ -50,6 +50,15 @@ def test_activation_by_the_bus(client: Client) -> None:
     assert start_time_s(client) < START_LIMIT_S
 
 
+def test_a_start_compiles_nothing_that_an_earlier_one_has(client: Client) -> None:
+    def written() -> str:
+        return client.guest.run("stat -c %i.%y /var/cache/sriovd/dataclasses.code").stdout
+
+    before = written()
+    client.guest.run("systemctl restart sriovd")
+    assert written() == before
+
+
 def test_tree_has_adapters_and_functions(client: Client) -> None:
     tree = client.guest.run(f"busctl tree --list {NAME}").stdout.split()
     for pf in PFS:
